@@ -25,6 +25,7 @@ MAX_PAUSE_WITHOUT_RETRY_AFTER_S = 60.0  # chosen: reached within a window of fiv
 DISCOVERY_START_PER_S = 10.0  # chosen: a conservative start
 CAPPED_GROWTH = 2.0  # chosen: with a cap on jobs, the rate only spreads the submits of a second
 TIMER_S = 0.005  # chosen: timers are late by a millisecond or two; submits closer than this go in small groups
+LATE_S = 0.002  # measured: a submit that waits is sent 0.5 ms late, more under load; without it, 3 % of 60/s are lost
 
 
 class RateController:
@@ -119,7 +120,8 @@ class RateController:
         self._window.add(now_s)
         self._jobs.on_sent(now_s, self.per_s)
         self._search.on_sent(now_s, max(self._due_s, self._paused_until_s), self._latency.long_s)
-        self._due_s = max(self._due_s, now_s) + 1.0 / self.pace_per_s
+        is_late = now_s - self._due_s <= LATE_S  # else it is the first one after a break
+        self._due_s = (self._due_s if is_late else now_s) + 1.0 / self.pace_per_s
         self._latest_sent_s = now_s
 
     def on_other_request(self, now_s: float) -> None:

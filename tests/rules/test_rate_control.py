@@ -273,6 +273,22 @@ class TestTheRateAfterA429:
         controller.wait_s(2.0)
         assert controller.per_s == lowered_per_s
 
+    def test_late_timers_do_not_lower_the_rate(self) -> None:
+        """If each submit is sent a millisecond after it is due, the next one is due as if it were not."""
+        controller, now_s, late_s = RateController(100), 0.0, 0.001
+        controller.resume(FoundLimit(50.0))
+        started_s = now_s = submit_next(controller, now_s)
+        for _ in range(100):
+            now_s = submit_next(controller, now_s + controller.wait_s(now_s) + late_s)
+        assert now_s - started_s == pytest.approx(100 / controller.per_s, abs=2 * late_s)
+
+    def test_a_break_is_not_caught_up(self) -> None:
+        """After a break, submits are spread as before it."""
+        controller = RateController(100)
+        controller.resume(FoundLimit(50.0))
+        now_s = submit_next(controller, submit_next(controller, 0.0) + 1.0)
+        assert submit_next(controller, now_s) - now_s >= 1.0 / controller.per_s - EPSILON_S
+
     def test_submits_that_were_pending_at_a_refusal_are_not_followed_too_closely(self) -> None:
         """If a submit was sent shortly before the end of a pause, the next one is due as long after it as usual."""
         controller = RateController(100)
