@@ -5,8 +5,8 @@
     python -m benchmarks.limiters --seed 1017          one limiter; --rate 600 or --auto, --changes
 
 The rate rule runs in virtual time against random limiters (`tests.limiter_judge`): token buckets, fixed and sliding
-windows, limits on jobs in process; with Retry-After exact, in whole seconds or missing. The seeds are not those with
-which the constants of the rule were chosen.
+windows, limits on jobs in process; with Retry-After exact, in whole seconds or missing. Most constants of the rule
+were chosen with other seeds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.report import report_goal
 from krea_batch.benchmark.measurements import percentile
 from tests.limiter_judge import KIND_WEIGHTS, JudgeResult, draw_configured_per_s, draw_limiter, judge
 
-FIRST_SEED = 1000  # the constants were chosen with seeds below
+FIRST_SEED = 1000  # most constants were chosen with seeds below
 PLOT = Path(__file__).with_name("limiters.svg")
 ROWS = {"configured 3 to 30 times too high": "configured", "auto": "auto", "the limit halves or doubles": "change"}
 GOALS = {"configured": (0.97, 0.90), "auto": (0.95, 0.85), "change": (0.90, 0.0)}  # median, 5th percentile
