@@ -85,11 +85,11 @@ class AmbiguousPolicy(StrEnum):
 
 
 class Webhook(msgspec.Struct, frozen=True):
-    """Where the gateway calls when a job ends (API document, Webhook).
+    """Where the gateway sends a callback when a job ends (API document, Webhook).
 
-    `url` is how the gateway reaches us: https, except on loopback. With `listen` ("0.0.0.0:8080") the engine opens
-    its own server there; without it, the service mounts `Engine.callbacks_app` or `Engine.callbacks_handler` at
-    `url`. A `listen` on loopback needs no `url`. Raises SettingsError.
+    `url` is the URL at which the gateway reaches this machine: https, except on loopback. With `listen`
+    ("0.0.0.0:8080") the engine opens its own server there; without it, the service mounts `Engine.callbacks_app` or
+    `Engine.callbacks_handler` at `url`. A `listen` on loopback needs no `url`. Raises SettingsError.
     """
 
     url: str = ""
@@ -114,7 +114,7 @@ class Webhook(msgspec.Struct, frozen=True):
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a setting besides its name, type and default.
+    """The properties of a setting, besides its name, type and default.
 
     The command line's options, the range checks, the settings file and the reference page are made from it. `minimum`
     and `above` are limits of numbers: at least `minimum`, or more than `above`. `example` is shown where there is no
@@ -122,8 +122,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     only the library has. Settings with `forecast` change the result of `plan`.
 
     Settings with `file` may be set in `krea-batch.toml`, which is read from the working directory and may have been
-    written by someone else. So a setting has it only if no value of it changes where the key goes, what is spent, or
-    what is written, and the default is False.
+    written by someone else. So `file` is False by default, and True only for settings of which no value changes where
+    the key goes, what is spent, or what is written.
     """
 
     help: str
@@ -211,14 +211,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             minimum=0,
             none_means="no limit",
             help="Stop before more than N submits are charged, counting all runs of the directory; none: no limit. "
-            "`retry` keeps to that of the latest run.",
+            "If it is not given, `retry` uses the limit of the latest run.",
         ),
     ] = None
     count_server_errors: Annotated[
         bool,
         Option(
-            help="Let --max-charges count submits that were answered with 500 or 503, too: the API document does not "
-            "say that they are free. `retry` keeps to this of the latest run."
+            help="Let --max-charges also count submits that were answered with 500 or 503, because the API document "
+            "does not say that they are free. `retry` also does so if the latest run did."
         ),
     ] = False
     max_identical_failures: Annotated[
@@ -228,7 +228,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             minimum=0,
             command_default=20,
             none_means="never stop, but hold submits",
-            help="Stop if the first N jobs fail with the same error (0 = off, also for holding submits).",
+            help="Stop if the first N jobs fail with the same error; 0: never, and do not hold submits because of "
+            "identical refusals either.",
         ),
     ] = None  # chosen: the first users of a service may well all send bad requests
     sink: Annotated[
@@ -260,7 +261,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
     webhook: Annotated[
         Webhook | None,
-        Option(command_line=False, none_means="polls only", help="Where the gateway calls when a job ends."),
+        Option(command_line=False, none_means="polls only", help="Where the gateway sends callbacks when jobs end."),
     ] = None
     request_timeout_s: Annotated[
         float, Option(command_line=False, above=0, help="Seconds to wait for an answer of the API.")

@@ -74,8 +74,8 @@ from krea_batch.cli.options.run_options import PRICE, api_key_file_option, setti
 def bench(**options: Any) -> None:
     """Benchmark the engine against rate limits: throughput, rate-limited submits, polls, lag, CPU and memory.
 
-    Without --gateway it runs against the simulator, offline and free of charge. With --gateway it first shows how
-    many images will be charged, and asks. If you run the same command again, no image is charged twice.
+    Without --gateway, it runs against the simulator, offline and free of charge. With --gateway, it first shows how
+    many images will be charged and asks for confirmation. Running the same command again charges no image twice.
     """
     from krea_batch.cli.ui.bench_runner import run_bench
 

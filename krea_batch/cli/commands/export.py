@@ -39,15 +39,15 @@ EXPORT_FORMATS = ("imagefolder", "parquet", "webdataset", "csv", "zip")
 @click.option(
     "--raw-cells",
     is_flag=True,
-    help="With csv: write texts that begin with =, +, -, @ as they are. Without it, they get an apostrophe, since "
+    help="With csv: write texts that begin with =, +, - or @ as they are. By default, they get an apostrophe, since "
     "spreadsheets would evaluate them as formulas.",
 )
 @click.option(
     "--name",
     default="",
     metavar="TEMPLATE",
-    help="Name the images in the export: '{id}_{seed}', '{animal}/{prompt}'; a slash makes a folder. There are also "
-    "{output}, {number}, {width}, {height} and {sha256}.",
+    help="Name the images in the export: '{id}_{seed}', '{animal}/{prompt}'; a slash makes a folder. More "
+    "fields: {output}, {number}, {width}, {height} and {sha256}.",
 )
 @click.option(
     "--portable-names", is_flag=True, help="Name images with lower-case ASCII letters, digits and . _ - only."
@@ -67,7 +67,7 @@ def export(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Write the images of the run in OUT in a format of other tools. The run is only read, and may be in progress.
+    """Write the images of the run in OUT in a format of other tools. The run may be in progress, and is not changed.
 
     \b
     imagefolder   a folder with metadata.jsonl: datasets.load_dataset("imagefolder", data_dir=DEST)

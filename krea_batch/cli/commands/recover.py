@@ -29,11 +29,11 @@ ledger.db-wal of this ledger.db, copy both back together instead."""
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 def recover(out: Path, yes: bool) -> None:
-    """Rebuild the jobs that the ledger of the run in OUT does not have from results.jsonl.
+    """Rebuild the ledger of the run in OUT from results.jsonl: add the jobs that it does not have.
 
-    Use it if ledger.db was deleted, restored from an older copy, or copied without ledger.db-wal. Jobs that the
-    ledger knows in a later state are not changed, and no other file is. This command sends nothing. Afterwards, run
-    the same command as before to resume.
+    Use this command if ledger.db was deleted, restored from an older copy, or copied without ledger.db-wal. It sends
+    nothing, and changes no other file and no job that is in a later state in the ledger. Afterwards, run the same
+    command as before to resume.
     """
     from krea_batch.maintenance.recover import recover_run
 

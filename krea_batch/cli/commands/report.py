@@ -32,7 +32,7 @@ import click
 def report(out: Path, output: Path | None, rate: str | None, thumbnails: int, quiet: bool) -> None:
     """Write the images of the run in OUT, their metadata and the run's charts into one HTML file.
 
-    The file works offline and without other files: filters, a grid of sweeps, a lightbox. It links to the
+    The file works offline and without other files. It has filters, a grid of sweeps, and a lightbox. It links to the
     full-size images by relative paths, which work as long as the file is not moved.
     """
     from krea_batch.cli.ui.formatting import format_bytes, pluralize, show

@@ -28,7 +28,7 @@ MAX_SHOWN_CHARS = 100  # chosen: of a prompt or an answer; fits a line of most t
     multiple=True,
     metavar="JOB=REQUEST_ID",
     help="The job was accepted under this request_id (see the provider's dashboard, or ask its support); "
-    "the next run downloads the image (repeatable). The gateway is asked first whether it knows it.",
+    "the next run downloads the image (repeatable). The gateway must know the request_id.",
 )
 @setting_option("gateway")
 @api_key_file_option(help=f"Read the API key from a file instead of {KEY_VARIABLE}; only --adopt needs it.")
@@ -48,9 +48,8 @@ def resolve(
 ) -> None:
     """Decide about the ambiguous jobs of the run in OUT: all of them, or only each JOB.
 
-    A job is ambiguous if it was submitted and no answer proves whether it was accepted, and so charged. --abandon
-    also ends a JOB that is timed_out. This command submits nothing. Afterwards, run the same command as before to
-    resume.
+    A job is ambiguous if it was submitted and no answer shows whether it was accepted and charged. --abandon also
+    ends a JOB that is timed_out. This command submits nothing. Afterwards, run the same command as before to resume.
     """
     from krea_batch.maintenance.resolve import AmbiguousJobs, list_ambiguous
 

@@ -39,9 +39,9 @@ def retry(
 ) -> None:
     """Resubmit jobs of the run in OUT that ended without an image: all of them, or only each ID.
 
-    Every accepted submit is charged, so the command shows how many charges there may be, and asks. Jobs that have
-    their image are never submitted again. Use `resolve` for ambiguous jobs. Other unfinished jobs in OUT are
-    resumed, too.
+    Every accepted submit is charged, so the command shows the maximum number of charges and asks for confirmation.
+    Jobs that have their image are never submitted again. Use `resolve` for ambiguous jobs. Unfinished jobs in OUT are
+    also resumed.
     """
     from krea_batch.cli.options.job_id_file import read_ids
     from krea_batch.cli.options.logging_options import configure_logging

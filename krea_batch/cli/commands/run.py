@@ -36,7 +36,7 @@ from krea_batch.cli.options.selection_options import open_job_files, require_job
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 def run(jobs: tuple[str, ...], **options: Any) -> None:
     """Generate an image for each prompt in the JOBS: files of JSONL, JSON, CSV, TSV, Parquet or text (also .gz and
-    .zst), folders of text files, or - for standard input.
+    .zst), directories of text files, or - for standard input.
 
     All files are checked before anything is charged. Ctrl-C stops submitting and waits for the jobs in flight; a
     second Ctrl-C stops immediately. Run the same command again to resume.

@@ -11,7 +11,7 @@ import click
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(out: Path, as_json: bool) -> None:
-    """Show how many jobs of the run in OUT are in which state, and what was charged."""
+    """Show how many jobs of the run in OUT are in each state, and what was charged."""
     import orjson
 
     from krea_batch.cli.ui.formatting import pluralize, show, show_json

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only invalid lines.")
 def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Check every row of the JOBS as `run` does, without sending anything. - is standard input.
+    """Check every row of the JOBS as `run` does, without sending anything. Use - for standard input.
 
     Invalid lines are listed as "FILE:LINE: problem; hint". The exit code is 0 if all rows are valid, else 2.
     """

@@ -18,10 +18,10 @@ import click
 )
 @click.option("--open/--no-open", "open_", default=True, help="Open the page in the browser.  [default: open]")
 def view(out: Path, port: int, open_: bool) -> None:
-    """Show the images of the run in OUT in your browser as they arrive, also while another process runs it.
+    """Show the images of the run in OUT in your browser. If the run is in progress, images appear as they arrive.
 
-    The page is served to this machine only, and only to those who have the printed URL. Ctrl-C stops it. The run is
-    only read, unless you retry failed jobs.
+    The page is served to this machine only, and only to those who have the printed URL. Ctrl-C stops the server. The
+    page changes nothing unless you retry failed jobs.
     """
     import tempfile
 

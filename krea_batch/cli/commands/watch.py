@@ -13,9 +13,9 @@ from krea_batch.cli.app import OK, SOME_FAILED
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 def watch(out: Path) -> None:
-    """Show live progress of the run in OUT until it ends, whichever process runs it.
+    """Show live progress of a run in another process, in the run directory OUT, until it ends.
 
-    The run is only read. Ctrl-C ends the display, not the run.
+    The run is not changed. Ctrl-C ends the display, not the run.
     """
     import time
 

@@ -60,7 +60,7 @@ _INPUT_OPTIONS = (
     click.option(
         "--separator",
         metavar="TEXT",
-        help="In text files, read the lines between lines that are TEXT as one prompt: --separator=---",
+        help="In text files, prompts have several lines and are separated by lines that are TEXT: --separator=---",
     ),
     click.option("--dedupe", is_flag=True, help="Drop jobs whose request duplicates an earlier one."),
     click.option(
@@ -84,8 +84,8 @@ _INPUT_OPTIONS = (
         "--prompt-syntax",
         type=click.Choice(PROMPT_SYNTAXES),
         multiple=True,
-        help="Read {a|b} and __NAME__ (dynamic), the arguments of A1111 or Midjourney, or send all as it is (plain);"
-        " repeatable.",
+        help="Read {a|b} and __NAME__ (dynamic) or the arguments of A1111 or Midjourney; plain sends all else as it "
+        "is (repeatable).",
     ),
     click.option(
         "--name",
@@ -99,7 +99,7 @@ _INPUT_OPTIONS = (
     click.option(
         "--wildcards",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
-        help="With --prompt-syntax dynamic: the directory of the files NAME.txt for __NAME__.",
+        help="With --prompt-syntax dynamic: directory with a file NAME.txt for each __NAME__.",
     ),
 )
 
