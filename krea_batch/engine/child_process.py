@@ -28,5 +28,5 @@ def child_environment(*, with_key: bool) -> dict[str, str]:
 
 
 def forget_key() -> None:
-    """Remove the API key from the environment of this process, which children that others start inherit."""
+    """Remove the API key from this process's environment, so that children started by other code do not get it."""
     os.environ.pop(KEY_VARIABLE, None)

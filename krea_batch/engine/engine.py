@@ -179,7 +179,7 @@ class Engine:
         self._open_run.context.stop(RunStopped(reason, "run again to resume"))
 
     def abort(self, reason: str = "the run was asked to stop immediately") -> None:
-        """Stop polls and downloads, too. Pending POSTs get a few seconds. The next run resumes every job."""
+        """Stop submits, polls and downloads. Pending POSTs get a few more seconds. The next run resumes every job."""
         self._aborting.set()
         self._closing.set()
         if self._run:
@@ -188,7 +188,7 @@ class Engine:
 
     @property
     def stopped(self) -> RunStopped | None:
-        """The reason why the run submits nothing more, or None while it does."""
+        """The reason why the run submits nothing more; None while it still submits."""
         return self._run.context.stopped if self._run else None
 
     @property
@@ -227,7 +227,10 @@ class Engine:
         return self._callback_endpoint.asgi
 
     def callbacks_handler(self) -> Handler:
-        """Return the same as an aiohttp handler, for POSTs to every path below the path of the `webhook` URL."""
+        """Return an aiohttp handler for the gateway's callbacks: POSTs to every path below the `webhook` URL's path.
+
+        It answers 503 and raises as `callbacks_app` does.
+        """
         from krea_batch.gateway.callback_server import request_handler  # Imports aiohttp, which is slow to import.
 
         self._check_webhook()
@@ -260,21 +263,21 @@ class Engine:
     # ---- jobs and outcomes -------------------------------------------------------------------------------
 
     async def run(self, jobs: Iterable[Job]) -> None:
-        """Submit every job, and wait until all have ended, or after a stop until the jobs in flight have.
+        """Submit every job, and wait until all have ended. After a stop, wait only for the jobs in flight.
 
-        Every job needs an id. Jobs that are in the run directory are not submitted again. Jobs of other callers with
-        the same ids are the same jobs.
+        Every job needs an id. Jobs that are in the run directory already are not submitted again. If other callers
+        submit a job with the same id, it is the same job.
 
-        Raises JobError for a job whose id another request has; the jobs before it have ended by then, and other
-        callers are not affected. Raises InputError if the source cannot be read; the run then stops, and the jobs in
-        flight are completed.
+        Raises JobError for a job whose id belongs to another request; the jobs before it have ended by then, and
+        other callers are not affected. Raises InputError if the source cannot be read; the run then stops, and the
+        jobs in flight are completed.
         """
         context, pipeline = self._open_run.context, self._ready_pipeline
         producer = pipeline.producer()
         try:
             await self._or_engine_failure(producer.work(jobs))
         except InputError as error:
-            if not isinstance(error, JobError):  # A job that has changed is no reason to stop other callers.
+            if not isinstance(error, JobError):  # A changed job is an error of this caller only; the others continue.
                 context.stop(RunStopped(error.problem, error.hint))
             await self._or_engine_failure(pipeline.wait_idle())
             raise
@@ -286,7 +289,8 @@ class Engine:
 
         This waits for a free slot and for the rate limiter. If the id is in the run directory, the job is not
         submitted again, and the handle is that of the existing job. Cancelling the wait does not cancel the job.
-        While jobs wait, tenants take turns, so none starves another. Raises JobError and RunStopped.
+        Waiting jobs are admitted round robin over their tenants, so no tenant starves another. Raises JobError and
+        RunStopped.
         """
         handle, waiter = await self._register_job(job, tenant)
         await self._or_engine_failure(asyncio.shield(waiter.accepted))
@@ -307,7 +311,7 @@ class Engine:
         return await (await self.submit(job, tenant=tenant))
 
     async def get(self, job_id: str) -> Handle | None:
-        """Return a handle on the job with this id, of any run in the run directory; None if there is no such job."""
+        """Return a handle on a job of the run directory by its id, also of an earlier run; None if there is none."""
         waiter = await self._run_shielded(self._ready_pipeline.waiters.find(job_id))
         return Handle(job_id, waiter) if waiter else None
 
@@ -367,13 +371,13 @@ class Engine:
 
     @property
     def _ready_pipeline(self) -> Pipeline:
-        """The pipeline, once it has taken the jobs of earlier runs: before, no job can be found or started."""
+        """The pipeline, once it has taken the jobs of earlier runs. Before that, no job can be found or started."""
         if not self._ready.is_set():
             raise InputError(*NOT_STARTED)
         return self._open_run.pipeline
 
     def _fail_waiters(self, run: OpenRun, error: BaseException) -> None:
-        """Fail all remaining waiters, and end the streams: the stages have ended."""
+        """Fail all remaining waiters and end the streams, because the stages have ended."""
         self._closed = True
         run.context.events.emit_closed()
         run.pipeline.waiters.close(CLOSED if isinstance(error, asyncio.CancelledError) else error)
@@ -382,7 +386,7 @@ class Engine:
         self._cancel_outcome_streams()
 
     def _cancel_outcome_streams(self) -> None:
-        """Stop reading the jobs of `stream` callers: they would not be submitted in this run."""
+        """Stop reading the jobs of `stream` callers, because they would not be submitted in this run."""
         for stream in self._outcome_streams:
             stream.cancel()
 
@@ -405,7 +409,7 @@ class Engine:
         return await self._or_engine_failure(asyncio.shield(task))
 
     async def _or_engine_failure(self, work: Awaitable[T]) -> T:
-        """Await something that the stages cause. If they end first, raise the error that ended them."""
+        """Await the result of work by the stages. If the stages end first, raise the error that ended them."""
         assert self._task  # noqa: S101 - set by `start`
         waiting = asyncio.ensure_future(work)
         try:
@@ -450,7 +454,7 @@ def _find_key(given: str | ApiKey | None) -> ApiKey:
 
 
 async def _wait_uncancelled(task: asyncio.Task[None]) -> None:
-    """Wait for the end of a task, whichever scope or task is cancelled meanwhile."""
+    """Wait for the end of a task, even if this task or a cancel scope around it is cancelled meanwhile."""
     with anyio.CancelScope(shield=True):
         while not task.done():
             try:

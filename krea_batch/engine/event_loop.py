@@ -12,9 +12,9 @@ Ts = TypeVarTuple("Ts")
 
 
 def run_event_loop(main: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts) -> T:
-    """Run `main(*args)` to completion, on uvloop if it is installed, and return its result. Tunes the gc.
+    """Run `main(*args)` to completion, on uvloop if it is installed, and return its result.
 
-    For a process that does nothing else.
+    It tunes the garbage collector, so use it only in a process that does nothing else.
     """
     import anyio
 

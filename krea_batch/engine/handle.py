@@ -1,6 +1,6 @@
 """A handle on one job: await its outcome, or iterate over its events.
 
-Cancelling a wait cancels nothing but the wait; the job belongs to the engine.
+Cancelling a wait does not cancel the job, which belongs to the engine.
 """
 
 from __future__ import annotations

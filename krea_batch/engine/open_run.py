@@ -1,6 +1,7 @@
 """An open run directory: its lock, ledger, results and gateway, and the pipeline that works on it.
 
-Everything exists once `open_run` has returned. It is closed in the opposite order, which rewrites results.jsonl.
+`open_run` opens all of these. They are closed in the opposite order; results.jsonl is rewritten just before the
+ledger is closed.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 DISK_THREADS = 8  # chosen: an fsync is cheaper if others run in parallel; more threads than this gained little
 MAX_KNOWN_IMAGES = 20  # chosen: the images of a run are on a few hosts
-LATENCY_HISTORY = 500  # chosen: the weight of observations that a poll schedule keeps (poll_schedule.MAX_WEIGHT)
+LATENCY_HISTORY = 500  # chosen: the weight of observations that a poll schedule keeps (latency_estimate.MAX_WEIGHT)
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +95,8 @@ class OpenRun:
             await self.pipeline.resume_open_jobs()
             on_ready()
             await closing.wait()
-            # The stages are cancelled in the step in which no job is left: a job that came later would be half done.
+            # The stages are cancelled in the step of the event loop in which no job is left. A job that came later
+            # would be interrupted.
             while not (aborting.is_set() or self.pipeline.is_idle):
                 await _first_of(self.pipeline.wait_idle(), aborting.wait())
             endpoint.router = None
@@ -103,7 +105,7 @@ class OpenRun:
     # ---- the start ---------------------------------------------------------------------------------------
 
     async def recover(self, stack: AsyncExitStack) -> None:
-        """Record the start of the run, and move the jobs of earlier runs into the states in which it resumes them."""
+        """Record the start of the run, and move jobs of earlier runs into the states in which they are resumed."""
         record, settings, clock = self.context.record, self._config.settings, self._config.clock
         results_bytes = await record(Ledger.results_bytes)
         per_s = None if settings.rate.is_auto else settings.rate.per_s
@@ -147,7 +149,7 @@ class OpenRun:
         endpoint.router = router
 
     async def _rewrite_results_in_background(self, stack: AsyncExitStack) -> None:
-        """Rewrite results.jsonl in the background; the previous run ended before doing so."""
+        """Rewrite results.jsonl in the background, because the previous run did not."""
         context = self.context
         snapshot = await context.on_disk(snapshot_ledger, self._config.settings.out)
         stack.callback(snapshot.close)

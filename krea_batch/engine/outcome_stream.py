@@ -62,7 +62,7 @@ class OutcomeStream:
         return self._feeder is not None and self._feeder.cancelled()
 
     async def _feed(self, jobs: Iterable[Job] | AsyncIterable[Job]) -> None:
-        """Read the source, and start each job in a task. The first job that cannot be started ends the reading."""
+        """Read the source and start each job in a task, until a job cannot be started."""
         try:
             async for job in _iterate(jobs):
                 await self._window.acquire()

@@ -28,13 +28,13 @@ T = TypeVar("T")
 Jobs = Iterable[Job | str]
 
 INTERRUPTED = "interrupted"  # the reason of the stop after Ctrl-C
-ID_DIGITS = 16  # chosen: 64 bits; equal ids of two requests are as good as impossible, and would be an error
+ID_DIGITS = 16  # chosen: 64 bits; two requests are very unlikely to get equal ids, which would be an error
 
 
 def _with_parameters_of(
     create: Callable[P, Engine],
 ) -> Callable[[Callable[..., T]], Callable[Concatenate[Jobs, P], T]]:
-    """Give a function the parameters of Engine after `jobs`, for type checkers, `help` and completion."""
+    """Give a function the parameters of `Engine` after `jobs`, for type checkers, `help` and tab completion."""
 
     def decorate(function: Callable[..., T]) -> Callable[Concatenate[Jobs, P], T]:
         own, engine = inspect.signature(function), inspect.signature(create)
@@ -54,9 +54,9 @@ def run(jobs: Jobs, *args: object, **settings: object) -> list[Outcome]:
     call does not pay again: it resumes what was stopped, and returns the outcomes of what has ended. Equal jobs of
     one call get an image each.
 
-    Works in a thread of its own, also where an event loop is running, as in notebooks. After Ctrl-C
-    (KeyboardInterrupt), nothing more is submitted, the jobs in flight are completed, and KeyboardInterrupt is raised.
-    A second Ctrl-C stops immediately. In both cases the same call resumes.
+    The engine runs in a thread of its own, so this also works where an event loop is running, as in notebooks. After
+    Ctrl-C (KeyboardInterrupt), nothing more is submitted, the jobs in flight are completed, and KeyboardInterrupt is
+    raised. A second Ctrl-C stops immediately. In both cases, the same call resumes.
 
     Raises what `Engine` and its `stream` raise: InputError and its subclasses JobError, SettingsError and
     RunDirError, RunStopped, LedgerError. A failed job raises nothing: check `Outcome.succeeded`.

@@ -1,12 +1,12 @@
-"""The durable record of a run. Calls return when it is durable.
+"""The durable record of a run. A call returns when what it wrote is durable.
 
 protocol     Ledger and LedgerReader: the transitions of jobs, and read-only questions
 sqlite       SqliteLedger: the ledger in a file
 opening      opens the ledger of a run directory
-consistency  compares it with results.jsonl and images/ before anything is sent
-adoption     records the request_ids that it could not take when they arrived
+consistency  compares the ledger with results.jsonl and images/ before anything is sent
+adoption     records the request_ids that the ledger could not take when they arrived
 writer       LedgerWriter: many transitions in one commit, on the ledger's own thread
-rows         the values that rows are read as
+rows         the types of the rows that are read
 paging       iterates over rows in pages
 """
 

@@ -32,7 +32,7 @@ def adopt_spill(ledger: Ledger, out: Path) -> None:
 
 
 def adopt_spilled(ledger: Ledger, spilled: Sequence[SpilledId | None]) -> list[bool]:
-    """Record that submitting or ambiguous jobs were accepted. Return for each whether the ledger has it now."""
+    """Record that submitting or ambiguous jobs were accepted. Return for each whether the ledger now has the id."""
     return [each is not None and _adopt(ledger, each) for each in spilled]
 
 

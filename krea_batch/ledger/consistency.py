@@ -1,8 +1,8 @@
 """Compares the ledger with results.jsonl and the images, before anything is sent.
 
-The ledger is written before results.jsonl, and both before another job is sent. So a row, or an image, of a job that
-the ledger does not have shows that the ledger is not the one of this run: it was deleted, restored from an older
-copy, or copied without its WAL. Its jobs would be submitted, and charged, a second time.
+The ledger is written before results.jsonl and before an image gets its name. So if the ledger does not have the job
+of a row or of an image, it is not the current ledger of this run: it was deleted, restored from an older copy, or
+copied without its WAL. A run would submit and pay for these jobs a second time.
 
 A row that is older than the ledger is normal: rows are appended later, and a run may be killed in between.
 """
@@ -52,7 +52,7 @@ _read_head = msgspec.json.Decoder(RowHead).decode
 
 
 async def open_ledger(out: Path) -> LedgerWriter:
-    """Do the same as `open_checked` without blocking the event loop, for use on it."""
+    """Call `open_checked` in a thread, and return a writer for use on this event loop."""
     opening = asyncio.get_running_loop().run_in_executor(None, open_checked, out)
     try:
         return LedgerWriter(await run_to_completion(opening))
@@ -80,8 +80,8 @@ def open_checked(out: Path) -> Ledger:
 def check_run_dir(out: Path) -> None:
     """Raise RunDirError if the run directory has traces of jobs that its ledger does not have. Blocks.
 
-    Only the part of results.jsonl is read that the ledger does not know to be its own: after a normal end nothing,
-    after a kill the rows of the last second. Raises LedgerError if the ledger cannot be read.
+    Only the end of results.jsonl is read, after the part that the ledger has recorded as its own: nothing after a
+    normal end, the rows of the last second after a kill. Raises LedgerError if the ledger cannot be read.
     """
     try:
         with read_if_any(out) as ledger:
@@ -95,9 +95,10 @@ def find_known_jobs(
 ) -> dict[str, bytes]:
     """Return the fingerprints of those ids that the ledger has; the others may be submitted for the first time.
 
-    `names` has the names of the jobs' images, without extension, by the ids of the jobs. Raises RunDirError if there
-    is an image of one of the others: its name says that the job is paid for. Other files in images/ do not matter.
-    Without `had_images`, images/ was empty when this process locked the run directory, and nothing is looked up.
+    `names` maps the ids of the jobs to the names of their images, without extension. Raises RunDirError if an image
+    of a job exists that the ledger does not have, because that job was paid for. Other files in images/ do not
+    matter. Without `had_images`, images/ was empty when this process locked the run directory, and nothing is looked
+    up.
     """
     known = store.fingerprints(list(names))
     new = (name for job_id, name in names.items() if job_id not in known)
@@ -107,7 +108,7 @@ def find_known_jobs(
 
 
 def require_no_images(store: LedgerReader, out: Path, names: Sequence[str]) -> None:
-    """Raise RunDirError if one of these existing images can be of no accepted job of the ledger."""
+    """Raise RunDirError if one of these existing images belongs to no accepted job of the ledger."""
     if unknown := unknown_images(store, names):
         raise _image_error(out, unknown)
 
@@ -141,10 +142,10 @@ def unknown_parts(store: LedgerReader, parts: Iterable[str]) -> list[str]:
 
 
 def is_later(row: RowHead, job: KnownJob, *, request_known: bool) -> bool:
-    """Return whether a row says more about a job than the ledger does. Pure.
+    """Return whether a row of results.jsonl is from a later state of its job than the ledger. Pure.
 
-    `request_known` is whether the ledger has a submission with the row's request_id. At the same number of attempts
-    the ledger may be later by a decision of the user (retry, resolve), or because it is resumed.
+    `request_known` is whether the ledger has a submission with the row's request_id. With the same number of
+    attempts, the ledger may be later because the user has decided something (retry, resolve) or the job was resumed.
     """
     if row.attempts != job.attempts:
         return row.attempts > job.attempts
@@ -207,7 +208,7 @@ def _check(ledger: LedgerReader, out: Path) -> None:
 
 
 def _require_fresh(out: Path, *, unreadable: int) -> None:
-    """Raise RunDirError if a directory whose ledger has no jobs has files that only a run writes."""
+    """Raise RunDirError if the directory has files that only a run writes; its ledger has no jobs."""
     if unreadable:
         raise RunDirError(
             out,

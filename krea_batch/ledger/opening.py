@@ -22,7 +22,7 @@ def read_ledger(out: Path) -> AbstractContextManager[LedgerReader]:
 
 
 def read_if_any(out: Path) -> AbstractContextManager[LedgerReader]:
-    """Do the same, with a ledger without jobs if there is none yet."""
+    """Open the ledger for reading as `read_ledger` does, or an empty one if there is no ledger yet."""
     path = out / LEDGER
     if not path.exists() and not file_size(wal_of(path)):
         return closing(SqliteLedger.empty(path))
@@ -30,5 +30,5 @@ def read_if_any(out: Path) -> AbstractContextManager[LedgerReader]:
 
 
 def snapshot_ledger(out: Path) -> LedgerReader:
-    """Open the ledger for reading as it is now, whatever is written to it later. Raises RunDirError, LedgerError."""
+    """Open a snapshot of the ledger, without what is written to it later. Raises RunDirError, LedgerError."""
     return SqliteLedger.snapshot(out / LEDGER)

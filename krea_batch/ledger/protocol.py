@@ -1,7 +1,8 @@
 """What every ledger can do: the transitions of jobs, and read-only questions.
 
-`Ledger` and `LedgerReader` are protocols: a ledger is any object with these methods. Their methods also name a
-transition before there is a ledger, and call that of a ledger: `Ledger.counts(ledger)` is `ledger.counts()`.
+`Ledger` and `LedgerReader` are protocols: a ledger is any object with these methods. A method of a protocol can be
+passed to `LedgerWriter.record` without a ledger; `Ledger.counts(ledger)` calls `ledger.counts()`, whatever the class
+of the ledger.
 
 Instants are seconds since 1970.
 """
@@ -25,7 +26,7 @@ Intent = tuple[str, bytes, bytes, bytes, float, str, str]
 
 
 def _calls_by_name(protocol: type[T]) -> type[T]:
-    """Make each public method of a protocol call the method of the same name of its first argument."""
+    """Make each public method of a protocol call the method of the same name on the ledger that it gets."""
     for name, function in list(vars(protocol).items()):
         if isfunction(function) and not name.startswith("_"):
             setattr(protocol, name, _by_name(function))
@@ -42,25 +43,25 @@ def _by_name(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @_calls_by_name
 class LedgerReader(Protocol):
-    """Read-only questions to a ledger. It is not thread-safe."""
+    """Read-only queries of a ledger. Not thread-safe."""
 
     path: Path
-    """The file, which errors name."""
+    """The path of the file, for error messages."""
 
     def read(self, *queries: Callable[[Self], Any]) -> list[Any]:
         """Return the results of several queries in one transaction. Raises LedgerError if they cannot be read."""
 
     def close(self) -> None:
-        """Close it. Nothing is committed."""
+        """Close the ledger without a commit."""
 
     def ambiguous_job(self, job_no: int) -> OpenJob | None:
         """Return the job with this number if it is ambiguous, else None."""
 
     def unsuccessful_jobs(self, states: Collection[State]) -> list[tuple[int, str, State]]:
-        """Return number, id and state of the jobs in these states, which must be retryable ones."""
+        """Return number, id and state of the jobs in these states. All of them must be retryable states."""
 
     def ambiguous_jobs(self) -> list[AmbiguousJob]:
-        """Return the jobs that are ambiguous, or whose POST is in flight (or was, when its process ended)."""
+        """Return the jobs that are ambiguous, or whose POST is pending, or was when its process ended."""
 
     def latest_run(self) -> RunRecord | None:
         """Return the latest run, or None."""
@@ -72,7 +73,7 @@ class LedgerReader(Protocol):
         """Return the size of results.jsonl if it was complete when the latest run ended, else None."""
 
     def last_settled_job(self) -> int:
-        """Return the number of the last job if no job will change any more, else 0."""
+        """Return the number of the last job if no job of the ledger can change any more, else 0."""
 
     def checkpoint(self) -> bytes | None:
         """Return what `save_checkpoint` recorded last, or None."""
@@ -86,9 +87,9 @@ class LedgerReader(Protocol):
     def latencies(self, limit: int) -> list[tuple[str, float]]:
         """Return kind and latency in seconds of the latest completed jobs, the oldest first.
 
-        The latency is the gateway's own if it is at most the observed one, from the acceptance to the poll that found
-        the job completed. Else it is the observed one, unless a new run started in between: until then, no poll was
-        sent, so it says nothing.
+        The observed latency is the time from the acceptance to the poll that found the job completed. The gateway's
+        own value is used if it is at most that; otherwise, the observed one. A job is left out if it needs the
+        observed one and a new run started in between, since no poll was sent until then.
         """
 
     def latest_media_urls(self, limit: int) -> list[str]:
@@ -155,10 +156,10 @@ class LedgerReader(Protocol):
         """
 
     def accepted_files_folded(self, folded_names: Collection[str]) -> dict[str, tuple[str, ...] | None]:
-        """Do the same by the names after str.casefold. Reads every job."""
+        """Return the same as `accepted_files`, comparing names after str.casefold. Reads every job."""
 
     def accepted_ids(self, job_ids: Sequence[str]) -> set[str]:
-        """Return those of these ids that are of accepted jobs."""
+        """Return the ids, among these, of accepted jobs."""
 
     def job_counts_after(self, job_no: int) -> dict[State, int]:
         """Return the number of jobs in each state, of those with numbers above `job_no`."""
@@ -170,7 +171,7 @@ class LedgerReader(Protocol):
         """Return whether the ledger has any job."""
 
     def results_mark(self) -> ResultsMark | None:
-        """Return how far results.jsonl has rows of known jobs only, as far as recorded; None if that is unknown."""
+        """Return what `set_results_mark` recorded last, or None."""
 
     def unsubmitted_names(self) -> Iterator[str]:
         """Yield the names of the images of pending jobs without an accepted submission."""
@@ -180,8 +181,8 @@ class LedgerReader(Protocol):
 class Ledger(LedgerReader, Protocol):
     """The record of what was requested, charged and stored. Each method is one action of `rules.lifecycle`.
 
-    A job that is not in the state from which an action starts is a bug: two parts of the engine disagree about it.
-    This is raised as InternalError, and nothing is written.
+    If a job is not in a state from which the action may start, two parts of the engine disagree about it. This is a
+    bug: the method raises InternalError, and nothing is written.
     """
 
     def transaction(self, operation: Callable[[Self], T]) -> T:
@@ -211,13 +212,13 @@ class Ledger(LedgerReader, Protocol):
         tenant: str,
         image_name: str = "",
     ) -> int:
-        """Record the intent to POST a new or pending job, and return its number. The POST may be sent at return.
+        """Record the intent to POST a new or pending job, and return its number. Then the POST may be sent.
 
         A pending job keeps the `image_name` with which it was recorded.
         """
 
     def record_intents(self, intents: Sequence[Intent]) -> list[int]:
-        """Do the same for several jobs."""
+        """Record the intents to POST several jobs, as `record_intent` does for one, and return their numbers."""
 
     def revert_intent(self, job_no: int, result: str) -> None:
         """Make a job pending again: its POST was `refused`, a `server_error` or `not_sent`, so nothing was queued."""
@@ -238,7 +239,7 @@ class Ledger(LedgerReader, Protocol):
         """
 
     def resubmit_submitting(self, job_no: int, answer: bytes = b"") -> None:
-        """Record the same, and make the job pending: the user has chosen in advance to submit it again."""
+        """Record as `mark_ambiguous`, and make the job pending: the user chose in advance to resubmit it."""
 
     # ---- ambiguous jobs ----------------------------------------------------------------------------------
 
@@ -255,7 +256,7 @@ class Ledger(LedgerReader, Protocol):
         """Return the secret of the callback URLs; store `new_secret` if there is none yet."""
 
     def mark_in_flight_ambiguous(self) -> None:
-        """Mark jobs as ambiguous whose POST was in flight when the process ended."""
+        """Mark jobs as ambiguous whose POST was pending when the process ended."""
 
     def retry(self, job_no: int, state: State) -> None:
         """Record the user's decision to submit an unsuccessful job again. Earlier charges stay recorded."""
@@ -316,7 +317,7 @@ class Ledger(LedgerReader, Protocol):
         """Record the size of a complete results.jsonl; None if it is not complete."""
 
     def save_checkpoint(self, data: bytes) -> None:
-        """Record how far the job files were read, as far as every job is in the ledger."""
+        """Record how far the job files were read. Every job before that must be in the ledger."""
 
     def save_found_limit(self, data: bytes, at: float) -> None:
         """Record the limit of the gateway that this run has found."""
@@ -333,4 +334,4 @@ class Ledger(LedgerReader, Protocol):
     # ---- the files ---------------------------------------------------------------------------------------
 
     def set_results_mark(self, mark: ResultsMark) -> None:
-        """Record that results.jsonl starts with these bytes, whose rows are all of jobs in the ledger."""
+        """Record that results.jsonl starts with these bytes. The jobs of their rows must be in the ledger."""

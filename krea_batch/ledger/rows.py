@@ -1,4 +1,4 @@
-"""The values that rows of the ledger are read as."""
+"""The types of the rows that are read from the ledger."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class OpenJob(msgspec.Struct, frozen=True):
 
 
 class AmbiguousJob(msgspec.Struct, frozen=True):
-    """An ambiguous job. `submitted_at` is UTC, ISO 8601; `body` is as sent, `answer` the first KiBs that came."""
+    """An ambiguous job. `submitted_at` is UTC, ISO 8601; `body` is as sent, `answer` the first KiBs of the answer."""
 
     job_no: int
     job_id: str
@@ -70,7 +70,7 @@ class Charges(msgspec.Struct, frozen=True):
     server_errors: int = 0
 
     def limited(self, *, count_server_errors: bool) -> int:
-        """Return how many of them count against a limit of charges."""
+        """Return how many submissions count against a limit of charges."""
         return self.charged + self.unknown + (self.server_errors if count_server_errors else 0)
 
 

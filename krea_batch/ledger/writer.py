@@ -4,8 +4,9 @@ While one commit is being written, arriving transitions wait and share the next 
 thousands of jobs. Transitions of the same kind go to SQLite in one statement. Callers must not put two transitions of
 one job into a batch, except after `record_later`: a caller that waits for a record continues only when it is durable.
 
-A second after a commit the WAL is copied into ledger.db, so that the file alone is never far behind and the WAL stays
-small. At the same time it is recorded how far results.jsonl goes, so that a start after a kill reads only the rest.
+A second after a commit, the WAL is copied into ledger.db, so that the file alone is never far behind and the WAL
+stays small. At the same time, the ledger records how far results.jsonl goes, so that the next start after a kill
+reads only the rest.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ class LedgerWriter:
     def record_later(
         self, transition: Callable[Concatenate[Ledger, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> None:
-        """Do the same without waiting. It is durable before any later `record` is.
+        """Apply a method of `Ledger` without waiting for it. It is durable before any later `record` is.
 
-        If it fails, every later call raises its error.
+        If it fails, every later call of `record` or `record_later` raises its error.
         """
         self._enqueue(Operation(transition, args, kwargs)).add_done_callback(self._on_deferred_done)
 
@@ -145,7 +146,7 @@ class LedgerWriter:
 
 
 def maintain(ledger: Ledger) -> None:
-    """Record how far results.jsonl goes, and keep the ledger small. A failure is left to the next commit."""
+    """Record how far results.jsonl goes, and keep the ledger small. The next commit repeats it if it fails."""
     try:
         # Every row in the file is of a job whose end is in the ledger: rows are written after the commit.
         mark = mark_results(ledger.path.with_name(RESULTS))

@@ -21,7 +21,7 @@ rate_limiter      when the next POST may be sent; shared by engines
 submitter         POSTs jobs: the only stage that spends money
 reference_uploads  uploads local reference images before the jobs that need them
 poll_scheduler    polls accepted jobs: one heap of due times, one task
-callback_handler  callbacks of the gateway bring polls forward and resolve ambiguous jobs
+callback_handler  moves polls forward and resolves ambiguous jobs when callbacks arrive
 downloader        downloads completed images and hands them to a writer of `storage`
 task_pool         the supervised tasks of a stage
 

@@ -1,7 +1,7 @@
-"""The queue of jobs that callers submit. Tenants take turns.
+"""The queue of jobs that callers submit, round robin over their tenants.
 
-The next tenant is chosen as late as possible: when a slot is free and few jobs wait at the submitter. Jobs that wait
-at the submitter have already had their turn, so only a few may wait there.
+The next tenant is chosen as late as possible: when a slot is free and few jobs wait at the submitter. Jobs at the
+submitter are served in order, whatever their tenants are, so only a few may wait there.
 """
 
 from __future__ import annotations

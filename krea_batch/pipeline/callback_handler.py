@@ -1,6 +1,6 @@
 """Handle callbacks of the gateway: poll the job now, or confirm an ambiguous job with a poll.
 
-A callback is only a hint; a poll confirms it. The worst that a forged callback can cause is a poll of that job.
+A callback is only a hint, which a poll confirms. A forged callback can cause nothing but a poll of that job.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from krea_batch.rules.verdicts import PollFailed
 
 
 class CallbackHandler:
-    """Takes callbacks from the start of the run on.
+    """Takes callbacks from the start of the run.
 
     It is a stage of its own, because an ambiguous job may need several polls. `expedite` polls a waiting job now.
     """
@@ -43,7 +43,7 @@ class CallbackHandler:
         self._adopted = asyncio.Event()
 
     def on_callback(self, job_no: int, payload: CallbackPayload) -> None:
-        """Take a callback for the job of that number."""
+        """Take a callback for the job with this number."""
         if job_no in self._run.early_callbacks:  # The job's POST is pending; the submitter passes it on.
             self._run.early_callbacks[job_no] = payload
             return
@@ -83,7 +83,7 @@ class CallbackHandler:
             try:
                 await anyio.sleep_forever()
             finally:
-                self._tasks = None  # The next run resolves jobs whose callback arrives while this one ends.
+                self._tasks = None  # If a callback arrives while this run ends, the next run resolves its job.
 
     async def _resolve_ambiguous(self, job_no: int, request_id: str) -> None:
         """Give an ambiguous job the request_id of a callback, if a poll finds a job with that id."""

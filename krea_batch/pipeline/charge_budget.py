@@ -9,7 +9,7 @@ from krea_batch.errors import RunStopped
 
 
 class ChargeBudget:
-    """Counts charges against a limit; None is no limit. `stop` ends the run early once the limit is reached.
+    """Counts charges against a limit; None means no limit. `stop` ends the run early once the limit is reached.
 
     A POST is reserved before it is sent, since it may be charged, and released once its result is recorded.
     """
@@ -22,7 +22,7 @@ class ChargeBudget:
         self._changed = asyncio.Event()
 
     def add_charges(self, count: int) -> None:
-        """Count POSTs that were charged, or may have been; a negative number counts them back."""
+        """Count POSTs that were charged, or may have been. A negative number takes some back."""
         self._charged += count
         self._changed.set()
 

@@ -95,7 +95,7 @@ class RunContext:
         return await self.record(find_known_jobs, self.settings.out, names, had_images=self._had_images)
 
     async def prove(self, request_id: str) -> PollVerdict:
-        """Poll a request_id of unknown origin, as `gateway.proof.prove` does."""
+        """Poll a request_id of unknown origin. Behaves as `gateway.proof.prove`."""
         return await prove(self._counted_poll, request_id, interval_s=self.settings.poll_interval_s)
 
     async def _counted_poll(self, request_id: str) -> PollVerdict:
@@ -132,20 +132,20 @@ class RunContext:
         self.count_in_process(job)
 
     def end_in_process(self, job: InFlightJob) -> None:
-        """Record that a job has ended at the gateway, or is not watched any more. Idempotent."""
+        """Record that a job has ended at the gateway, or that this run no longer polls it. Idempotent."""
         if job.in_process:
             job.in_process = False
             self._in_process -= 1
             self.rate_limiter.on_job_ended()
 
     def release_in_process(self) -> None:
-        """Stop counting the jobs that are left to the next run: the rate limiter may be shared by other engines."""
+        """Stop counting the jobs that are left to the next run, because other engines may share the rate limiter."""
         for _ in range(self._in_process):
             self.rate_limiter.on_job_ended()
         self._in_process = 0
 
     def on_stopping(self, call: Callable[[], None]) -> None:
-        """Call `call` when the run starts to stop."""
+        """Call `call` as soon as the run is stopped."""
         self._on_stopping.append(call)
 
     def stop(self, reason: RunStopped) -> None:

@@ -54,7 +54,7 @@ class _Download:
         """Return an empty file for the next image: `<name>`, and `<name>-2` and so on for further images."""
         job, output = self.job, len(self.stored) + 1
         name = job.name if output == 1 else f"{job.name}-{output}"
-        # Bytes after the end of a PNG may be gone in the next response. If they are not, the CDN has them.
+        # Bytes after the end of a PNG may be missing in the next response. If not, the CDN's file has them.
         return ImageFile(out, name, job.job_no, job_id=job.id, output=output, keep_surplus=self.attempts > 0)
 
     @property
@@ -120,13 +120,13 @@ class Downloader:
                     continue
                 await self._retry_later(download, "download", error.reason, self._pause_host(download, error))
             except ImageError as error:
-                download.image = None  # Its bytes are useless: download all of them again.
+                download.image = None  # The bytes are not valid, so all of them are downloaded again.
                 await self._retry_later(download, "download", f"the image is incomplete or damaged: {error}")
             except SinkTransientError as error:  # The image stays in its `.part` and is not downloaded again.
                 await self._retry_later(download, "sink", error.reason)
             except SinkPermanentError as error:
                 self._stop(download, RunStopped(error.reason, error.next_step))
-            except OSError as error:  # Errors of the network are DownloadErrors, so this is a file.
+            except OSError as error:  # Network errors are DownloadErrors, so this is an error of a file.
                 if is_out_of_files(error):
                     await self._retry_later(download, "download", f"cannot write the image ({error.strerror})")
                 else:
@@ -182,7 +182,7 @@ class Downloader:
         return chunks
 
     def _host_pause_s(self, download: _Download) -> float:
-        """Return for how many seconds the host of the next image asked not to be sent requests."""
+        """Return for how many seconds the host of the next image has asked for no requests."""
         if not self._host_paused_until_s:
             return 0.0
         return self._host_paused_until_s.get(_host(download.url), 0.0) - self._run.now_s()

@@ -84,7 +84,7 @@ class EventEmitter:
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception:  # A listener is foreign code. Its bugs must not cost an image.
+            except Exception:  # A listener is code of others. Its bugs must not lose an image.
                 name = type(event).__name__
                 if name not in self._failed_events:
                     self._failed_events.add(name)

@@ -1,7 +1,7 @@
 """Apply transitions to jobs. Nothing else in the pipeline changes the state of a job.
 
-The order of the steps must not change: the ledger, the job and the counters, the events, the next stage. Listeners
-then never hear of something that a crash could undo, and nothing of theirs stands between an answer and its record.
+The order of the steps must not change: the ledger, the job and the counters, the events, the next stage. So listeners
+never receive an event about something that a crash could undo, and cannot delay the record of an answer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from krea_batch.storage.async_io import run_to_completion
 from krea_batch.storage.spill import write_spill
 
 _CHARGES = {Action.ACCEPT: 1, Action.MARK_AMBIGUOUS: 1, Action.RESUBMIT: 1, Action.REQUEUE: -1, Action.GIVE_UP: -1}
-"""By how much an action changes the charges of a run. ERROR is not charged."""
+"""By how much an action changes the number of charges of a run. ERROR is not charged."""
 
 
 class TransitionExecutor:
@@ -125,7 +125,7 @@ class TransitionExecutor:
             raise
 
     async def _spill(self, job: InFlightJob, request_id: str, at: float) -> None:
-        """Keep a request_id that the ledger cannot take: it exists nowhere else, and its image is paid for."""
+        """Keep a request_id that the ledger cannot take. It is stored nowhere else, and its image is paid for."""
         out = self._run.settings.out
         log.error("! charged but not recorded: job=%s request_id=%s", job.id, request_id)
         try:

@@ -148,9 +148,9 @@ class PollScheduler:
                 await self._due_changed.wait()
 
     def _next_poll(self, job: InFlightJob) -> tuple[float, bool]:
-        """Return the seconds from the last poll or the acceptance to the next poll, and whether it is where planned.
+        """Return the seconds from the last poll or the acceptance to the next one, and whether it is as planned.
 
-        Jobs that explore are polled sooner than planned, and so are a few others if the gateway reports no latencies.
+        Exploring jobs are polled sooner than planned, and so are a few others if the gateway reports no latencies.
         """
         schedule, planned_s = self._schedules.for_kind(job.kind), self._planned_wait_s(job)
         age_s = job.last_polled_s - job.accepted_s
@@ -164,7 +164,7 @@ class PollScheduler:
         return wait_s, wait_s >= planned_s
 
     def _planned_wait_s(self, job: InFlightJob) -> float:
-        """Return the seconds from the last poll, or from the acceptance, to the next poll by the plan."""
+        """Return the seconds from the last poll, or from the acceptance, to the next poll of the plan."""
         schedule = self._schedules.for_kind(job.kind)
         if self._reliability.reliable and job.last_polled_s == job.accepted_s:
             return schedule.quantile_s()
@@ -280,7 +280,7 @@ class PollScheduler:
         self._replan_if_changed()
 
     def _trusted_latency_s(self, job: InFlightJob, finished: Finished) -> float | None:
-        """Return how long the job took by the gateway, if that is between the last two polls; else None."""
+        """Return the latency by the gateway, if the job then ended between the last two polls; else None."""
         age_s, last_polled_s = self._run.now_s() - job.accepted_s, job.last_polled_s - job.accepted_s
         took_s = finished.took_s
         return took_s if took_s is not None and last_polled_s <= took_s <= age_s else None
@@ -342,7 +342,7 @@ class PollScheduler:
         return True
 
     def _is_given_up(self, job: InFlightJob) -> bool:
-        """Return whether a job that an earlier run has waited for long enough still shows no sign of an end."""
+        """Return whether an earlier run gave up a job, and it still shows no sign that it will end."""
         return (
             job.accepted_at > 0  # of an earlier run
             and self._run.wall_clock() - job.accepted_at >= self._run.settings.job_timeout_s

@@ -60,7 +60,7 @@ class Producer:
         # Checkpoints that wait until every job before them is in the ledger.
         self._checkpoints: deque[tuple[int, bytes]] = deque()
         self._latest: tuple[int, bytes] | None = None
-        # Jobs that other callers were to start, and that were not in the ledger when this was last looked up.
+        # Jobs that other callers are starting, and that were not in the ledger at the last look-up.
         self._of_others: list[InFlightJob] = []
 
     async def work(self, jobs: Iterable[Job]) -> None:
@@ -110,7 +110,7 @@ class Producer:
             self._run.record_later(Ledger.save_checkpoint, latest)
 
     async def _start_batch(self, batch: list[InFlightJob]) -> None:
-        """Start the new jobs of a batch, and those earlier ones that another caller was to start and has left.
+        """Start the new jobs of a batch, and earlier ones that another caller was starting and gave up.
 
         Raises JobError for a job that has changed, after starting the jobs before it.
         """
@@ -143,7 +143,7 @@ class Producer:
             raise conflict
 
     def _take(self, job: InFlightJob, known: Mapping[str, bytes]) -> bool:
-        """Take the id of a new job. Return False if it is known, and raise JobError if it is of another request."""
+        """Take the id of a new job. Return False if the job is known; raise JobError if it has another request."""
         taken_ids = self._run.taken_ids
         if job.id in known:
             require_same_request(job, known[job.id])

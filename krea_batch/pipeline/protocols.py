@@ -34,8 +34,8 @@ class Gateway(Protocol):
     """The requests that the stages send. A result that is not a success is a verdict, not an exception.
 
     `submit` POSTs a body; `callback` is the URL for callbacks, or empty. It calls `on_sending` once, just before the
-    first byte can leave: if it is cancelled earlier, nothing was sent. It may wait for a late answer for longer than
-    `request_timeout_s`, and cancelling it then gives the answer up. `poll` reads the status of a job. `download`
+    first byte can leave; if it is cancelled earlier, nothing was sent. It may wait for a late answer for longer than
+    `request_timeout_s`; if it is cancelled then, the answer is lost. `poll` reads the status of a job. `download`
     requests an image from `offset` on, if it still has that `etag`; it raises DownloadError.
     """
 
@@ -47,7 +47,7 @@ class Gateway(Protocol):
 
 
 class Stages(Protocol):
-    """Where a job goes next. The stages hand jobs over here, so that none of them knows another."""
+    """Where a job goes next. The stages hand jobs over through this protocol, so they do not know each other."""
 
     def submit(self, job: InFlightJob, wait_s: float = 0.0) -> None:
         """Take a pending job that has a slot, to be submitted after `wait_s` seconds at the earliest."""

@@ -55,9 +55,9 @@ class RateLimiter:
     """
 
     # A submit passes in two steps: `acquire` waits until it is nearly due, then its intent is recorded, and `confirm`
-    # lets it go when it is due. The time of a commit varies. If only `acquire` waited, POSTs would leave in a burst
-    # after a long commit, above the rate. `acquire` lets a submit through as much earlier as a commit usually takes,
-    # and no earlier: a job whose intent is recorded is ambiguous after a crash.
+    # waits until it is due. The time of a commit varies. If only `acquire` waited, POSTs would leave in a burst after
+    # a long commit, above the rate. `acquire` returns early by the time that a commit usually takes, but no earlier,
+    # because a job whose intent is recorded is ambiguous after a crash.
 
     def __init__(self, rate: Rate | str) -> None:
         self.rate = rate if isinstance(rate, Rate) else Rate.parse(rate)
@@ -94,7 +94,7 @@ class RateLimiter:
             self._unsent_s.append(self._now_s())
 
     async def confirm(self) -> float | None:
-        """Count a submit that is due, and return its send time, or None if it has to wait for long by now."""
+        """Count a submit that is due and return its send time; None if it would now have to wait for long."""
         acquired_s = self._unsent_s[0] if self._unsent_s else self._now_s()
         self._commit_s += COMMIT_SMOOTHING * (min(self._now_s() - acquired_s, MAX_LEAD_S) - self._commit_s)
         try:

@@ -1,7 +1,8 @@
 """Upload the local reference images of a run's jobs before they are submitted.
 
-An upload starts when its job is queued at the submitter, so many run at a time. A job is submitted once the store has
-its images. URLs are signed at the last moment before that, so they need to outlast only the generation.
+An upload starts when its job is queued at the submitter, so many uploads run at the same time. A job is submitted
+once the store has its images. The URLs are signed just before the submit, so they have to be valid only until the job
+has ended.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """POST jobs to the gateway. This is the only stage that spends money.
 
-The order of steps must not change. A submit is due; its intent is durable; the rate limiter lets the POST go; its
-result is durable; only then does anything else happen. Nothing can be cancelled between the intent and the record of
-the result. When the engine aborts, the wait for the answer is shortened, and jobs whose POST is still pending become
-ambiguous.
+The order of steps must not change: a submit is due, its intent is recorded, the rate limiter allows the POST, the
+POST is sent, and its result is recorded. Nothing else happens before the result is durable. Nothing can be cancelled
+between the intent and the record of the result. When the engine aborts, the wait for the answer is shortened, and
+jobs whose POST is still pending become ambiguous.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Submitter:
         started_s = self._run.now_s()
         is_let_through = True
         try:
-            # The intent is recorded first: after a crash from here on, the job must not be submitted again unasked.
+            # The intent is recorded first: after a crash from here on, only the user may submit the job again.
             await self._executor.apply(job, lifecycle.SUBMIT)
             is_let_through = False
             sent_s = await self._run.rate_limiter.confirm()
@@ -173,7 +173,7 @@ class Submitter:
             self._on_callback(job.job_no, early_callback)
 
     async def _post(self, job: InFlightJob) -> tuple[PostVerdict, str]:
-        """Send the POST of a job. Return its result, and what was in doubt before a poll proved it, "" if nothing."""
+        """Send the POST of a job. Return its result, and why it was ambiguous before a poll proved it, else ""."""
         task = current_task()
         self._pending_posts.add(task)
         sending = False
@@ -217,7 +217,7 @@ class Submitter:
         return self._name_candidates(job, verdict)
 
     def _name_candidates(self, job: InFlightJob, verdict: Ambiguous) -> Ambiguous:
-        """Add the request_ids that an ambiguous POST may have to its reason: they stand nowhere else."""
+        """Add the request_ids that an ambiguous POST may have to its reason, since they are stored nowhere else."""
         if candidates := self._candidates(job, verdict):
             reason = f"{verdict.reason}; its request_id may be {' or '.join(candidates)}"
             return Ambiguous(reason, verdict.answer)
@@ -226,7 +226,7 @@ class Submitter:
     def _candidates(self, job: InFlightJob, verdict: Ambiguous) -> list[str]:
         """Return the request_ids that an ambiguous POST may have.
 
-        They are from an answer that is damaged otherwise, and from a callback with the token of the job.
+        They are from an answer that is otherwise damaged, and from a callback with the token of the job.
         """
         named = (*verdict.request_ids, self._called_back(job))
         return list(dict.fromkeys(request_id for request_id in named if request_id))
@@ -301,7 +301,7 @@ class Submitter:
         per_s, found = controller.per_s, controller.found
 
         def report() -> None:
-            # Not sooner: if the ledger has failed, this raises, and the request_id has to be kept first.
+            # Not earlier: this raises if the ledger has failed, and the request_id has to be kept before that.
             self._run.record_found_limit(found, FOUND_LIMIT_INTERVAL_S)
             events.emit_rate(per_s, found)
             if pause_s > 0:

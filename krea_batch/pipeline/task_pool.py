@@ -1,8 +1,8 @@
 """The supervised tasks of a stage: one for each request or worker. The first failure cancels the stage.
 
 A job's step from one record to the next must not be interrupted. So a task is not cancelled with its stage, except
-where it allows that, in `cancellable`. anyio's shields and task groups do the same at three times the cost, and these
-are the most frequent tasks of the engine.
+while it awaits `cancellable`. anyio's shields and task groups would do this at three times the cost, and these are
+the most frequent tasks of the engine.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class WaiterRegistry:
         return waiter
 
     def take_over(self, job: InFlightJob) -> None:
-        """Take a job that was to be started for a `run`, and is not; it is started if another caller waits for it."""
+        """Take a job that a `run` did not start after all, and start it if another caller waits for it."""
         if job.id in self._waiters:
             self._admit(job)
         else:
@@ -105,7 +105,7 @@ class WaiterRegistry:
     # ---- parts -------------------------------------------------------------------------------------------
 
     async def _find_known(self, job_id: str) -> JobWaiter:
-        """Return the waiter of a known job; a new one takes over what the ledger has."""
+        """Return the waiter of a known job. A new waiter gets its state from the ledger."""
         if waiter := self._waiters.get(job_id):
             return waiter
         waiter = self._create(job_id)
@@ -186,7 +186,7 @@ class JobWaiter:
             self.accepted.set_result(None)
 
     def restore(self, row: Outcome) -> None:
-        """Take the state of a job that was in flight before anyone waited for it. Events since then are later."""
+        """Set the state of a job that was in flight before anyone waited for it, unless a later event has set it."""
         self.mark_admitted()
         if not self._has_events:
             self.state, self.request_id = row.status, row.request_id

@@ -3,8 +3,8 @@
 ledger      SqliteLedger: the transitions of jobs
 queries     SqliteQueries: read-only questions
 database    opens or creates the file
-busy        waits while another program has locked it
-rebuild     adds jobs of results.jsonl that it does not have
+busy        waits while another program has locked the file
+rebuild     adds jobs of results.jsonl that the ledger does not have
 schema.sql  the tables
 
 `synchronous` is FULL, because NORMAL was measured to lose acknowledged commits when the power fails.

@@ -1,7 +1,7 @@
 """Waits while another program has locked the ledger: a backup, a database browser.
 
-A lock says nothing about the disk, and it ends. Giving up would end a run with paid jobs in flight, so there is much
-patience, and a line in the log says what is waited for.
+A lock is not a failure of the disk, and it ends at some time. If the run gave up, it would end with paid jobs in
+flight. So it waits for up to MAX_LOCKED_S, and logs what it waits for.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def _create_private(path: Path) -> None:
 
 
 def _connect_to_read(path: Path) -> sqlite3.Connection:
-    """Connect in the way that the directory allows (SQLite, Write-Ahead Logging, Read-Only Databases)."""
+    """Connect in a mode that works in a read-only directory (SQLite, Write-Ahead Logging, Read-Only Databases)."""
     try:
         return _connect(path, "mode=rw")  # Where it is possible, "ro" would leave WAL files behind.
     except sqlite3.OperationalError as error:

@@ -1,8 +1,9 @@
 """Adds to the ledger what results.jsonl knows and the ledger does not.
 
-A row says how a job ended, so the job gets that state without the table of transitions. What a row cannot
-say is counted against the user's money: of earlier submissions of a job only the last accepted one is known, and how
-often the job ended in ERROR is taken to be its number of submissions, so that it is not submitted again unasked.
+A row says how a job ended, so the job gets that state without the table of transitions. A row does not say
+everything: of several submissions, only the last accepted one is known. It also does not say how often the job ended
+in ERROR. The number of submissions is taken for that, so that the job is not submitted again unless the user asks for
+it.
 """
 
 from __future__ import annotations
