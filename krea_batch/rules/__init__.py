@@ -7,7 +7,7 @@ circuit_breaker        holds all submits while the gateway fails, and lets one t
 pending_limit          how many POSTs may be pending
 delivery               holds all submits while images cannot be stored
 fail_fast              stops a run whose jobs all fail with the same error
-rate_control           keeps the configured rate, pauses after a 429, and joins the rules of the next ten lines:
+rate_control           keeps the configured rate and pauses after a 429; uses the next ten modules, to found_limit
 send_window            no window of one second has more requests than the configured rate, plus one
 answer_latency         how long answers take, and whether one is late
 rate_search            holds a rate, probes above it, and estimates it again after a refusal
@@ -21,7 +21,7 @@ found_limit            the limit that was found, in words and for the next run
 latency_estimate       how long jobs take, from completed jobs and from polls that found jobs unfinished
 poll_trials            when jobs end, if the gateway does not say so
 poll_schedule          when to poll, from the latencies observed so far
-poll_schedule_by_kind  separate poll schedules for jobs that take differently long
+poll_schedule_by_kind  separate poll schedules for kinds of jobs with different latencies
 callback_reliability   whether the gateway delivers callbacks reliably
 round_robin            a queue that serves tenants in turn
 image_names            names of images from templates, and names that other systems take

@@ -1,4 +1,4 @@
-"""How long answers usually take, and whether one is late: then its request was delayed on its way."""
+"""How long answers usually take, and whether one is late, which shows that its request was delayed on its way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class AnswerLatency:
     def __init__(self) -> None:
         self.usual_s = 0.0
         self.variation_s = 0.0
-        self._answers = 0.0  # that are smoothed over
+        self._answers = 0.0  # how many answers are smoothed over
 
     def observe(self, latency_s: float, per_s: float) -> float:
         """Record an answer at this rate of submits. Return by how much it is late; 0.0 if it is not."""

@@ -6,7 +6,7 @@ FIRST_BACKOFF_S = 0.5  # chosen: most transient errors of a gateway are over aft
 MAX_BACKOFF_S = 60.0  # chosen: the end of an outage is noticed within a minute
 BACKOFF_FACTOR = 2.0
 
-RETRY_SHARE = 0.2  # chosen: of the rate; a degraded gateway then gets at most a fifth more requests
+RETRY_SHARE = 0.2  # chosen: share of the rate; a degraded gateway gets at most a fifth more requests
 MIN_RETRIES_PER_S = 1.0  # chosen: a slow run must get through a bad minute, too
 RETRY_BURST = 50  # chosen: a transient error of many jobs in flight is retried without delay
 

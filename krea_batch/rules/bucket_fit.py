@@ -15,16 +15,16 @@ from typing import NamedTuple
 
 from krea_batch.rules.send_window import WINDOW_S
 
-BURSTS = [*range(1, 21), *(round(20 * 1.07**power) for power in range(1, 30))]  # chosen: to 142, by 7 %
-MAX_SUBMITS = 250  # chosen: more submits without a refusal are no small bucket, and take long to compare
-STEPS = 9  # chosen: of each bisection, to 1 %
+BURSTS = [*range(1, 21), *(round(20 * 1.07**power) for power in range(1, 30))]  # chosen: up to 142, in steps of 7 %
+MAX_SUBMITS = 250  # chosen: a small bucket refuses earlier, and more submits take long to compare
+STEPS = 9  # chosen: steps of each bisection; the result is within 1 %
 MIN_PER_S = 0.2  # chosen: a slower bucket is not filled by a pause
 FILLED_SHARE = 0.5  # chosen: a bucket that half a pause fills is full at its end
-SAME_COUNT = 0.95  # chosen: of the larger number
-SLACK = 0.3  # chosen: of a submit; buckets have more or less than a whole one
-SLACK_SHARE = 0.035  # chosen: of a large burst, since those are tried in steps of 7 %
-SLACK_S = 0.003  # chosen: submits arrive so much earlier or later than each other
-MAX_RATIO = 4.0  # chosen: of the highest rate that fits to the lowest one
+SAME_COUNT = 0.95  # chosen: counts are the same if the smallest is this share of the largest
+SLACK = 0.3  # chosen: part of a submit; a bucket need not contain a whole number of tokens
+SLACK_SHARE = 0.035  # chosen: share of a burst above 20, since large bursts are tried in steps of 7 %
+SLACK_S = 0.003  # chosen: by how much the delays of submits differ
+MAX_RATIO = 4.0  # chosen: the highest rate that fits, divided by the lowest; more is no result
 
 
 class BucketCycle(NamedTuple):
@@ -40,8 +40,8 @@ class BucketCycle(NamedTuple):
 def fit_rates(cycles: Sequence[BucketCycle]) -> tuple[float, float] | None:
     """Return the lowest and the highest rate of the buckets that explain all refusals.
 
-    None if there is no such bucket, or if one of them is so large that the pauses do not fill it, or if a window of a
-    second explains the refusals, too: then the same number was accepted in the second before each.
+    Return None if there is no such bucket, or if one of them is so large that the pauses do not fill it. Also return
+    None if a window of a second explains the refusals: the same number was accepted in the second before each.
     """
     counts = [len(cycle.accepted_s) - bisect_left(cycle.accepted_s, cycle.refused_s - WINDOW_S) for cycle in cycles]
     if min(counts) >= SAME_COUNT * max(counts):
@@ -76,7 +76,7 @@ def _bisect(low: float, high: float, is_enough: Callable[[float], bool]) -> floa
 
 
 def _accepts(cycle: BucketCycle, burst: float, per_s: float) -> bool:
-    """Return whether a bucket accepts all submits that were accepted."""
+    """Return whether such a bucket would accept all submits that were accepted."""
     slack = SLACK + min(per_s * SLACK_S, SLACK) + SLACK_SHARE * max(0.0, burst - 20.0)
     tokens, at_s = min(burst, per_s * cycle.pause_s), cycle.start_s
     for sent_s in cycle.accepted_s:
@@ -89,7 +89,7 @@ def _accepts(cycle: BucketCycle, burst: float, per_s: float) -> bool:
 
 
 def _does_not_refuse(cycle: BucketCycle, burst: float, per_s: float) -> bool:
-    """Return whether a bucket, against what was seen, accepts the refused submit."""
+    """Return whether such a bucket would accept the submit that was refused."""
     tokens, at_s = min(burst, per_s * cycle.pause_s), cycle.start_s
     for sent_s in cycle.accepted_s:
         tokens = min(burst, tokens + per_s * (sent_s - at_s)) - 1.0

@@ -11,7 +11,7 @@ from krea_batch.rules.backoff import backoff_s
 from krea_batch.rules.verdicts import Accepted, Ambiguous, NotSent, PostVerdict, Refusal, Refused
 
 OPEN_AFTER = 3  # chosen: if 10 % of the requests fail, more consecutive failures are no coincidence
-IDENTICAL_REFUSALS = 20  # chosen: so many jobs in a row are refused with the same words; more are no bad prompts
+IDENTICAL_REFUSALS = 20  # chosen: more jobs in a row with the same refusal are not a series of bad prompts
 DEGRADED_SHARE = 0.2  # chosen: share of failed requests, twice that of a bad day
 FAILURE_SMOOTHING = 0.05  # chosen: about the latest twenty requests decide
 ENDPOINT_STATUSES = frozenset({404, 405, 411, 415, 417, 505})
@@ -19,9 +19,9 @@ ENDPOINT_STATUSES = frozenset({404, 405, 411, 415, 417, 505})
 
 
 class CircuitBreaker:
-    """Whether the gateway is available, by the answers to the POSTs of all jobs.
+    """Decides from the answers to the POSTs of all jobs whether the gateway is available.
 
-    Without `identical_refusals`, any number of bodies may be refused with the same words.
+    Without `identical_refusals`, identical refusals of many jobs do not count as an outage.
     """
 
     __slots__ = (

@@ -1,20 +1,21 @@
 """Hold all submits while images that are paid for cannot be stored.
 
-Every further image would be paid for and not stored, too: for example if the CDN has an address that is refused, if
-images have another format, or if a proxy changes them. Downloads go on, and the first stored image ends the hold.
+If images cannot be stored, further ones would be paid for and not stored either: for example if the CDN has an
+address that is refused, if images have another format, or if a proxy changes them. Downloads continue, and the first
+stored image ends the hold.
 """
 
 from __future__ import annotations
 
-FAILED_JOBS = 10  # chosen: so many different jobs failed to store an image, and none succeeded in the meantime
+FAILED_JOBS = 10  # chosen: this many different jobs failed to store an image, and none succeeded in between
 UNPROVEN_JOBS = (
     100  # chosen: jobs in flight until a run directory has its first image; ten seconds at the default rate
 )
-UNPROVEN_S = 10.0  # chosen: or so many seconds of submits, if that is more; then a fast run waits for its first image
+UNPROVEN_S = 10.0  # chosen: or this many seconds of submits, if that is more, since a fast run waits for an image
 
 
 class DeliveryGuard:
-    """Whether images can be stored, by the downloads of all jobs. `proven`: an earlier run has stored an image."""
+    """Whether the downloads show that images can be stored. `proven`: an earlier run has stored an image."""
 
     __slots__ = ("_failed_jobs", "_proven", "reason")
 
@@ -24,7 +25,7 @@ class DeliveryGuard:
         self.reason = ""  # of the latest failure
 
     def record_stored(self) -> None:
-        """Record that an image is stored whole."""
+        """Record that a complete image is stored."""
         self._proven = True
         self._failed_jobs.clear()
 

@@ -8,9 +8,10 @@ from krea_batch.jobs import Outcome, State
 class IdenticalFailureGuard:
     """Decides whether every job of a run fails in the same way, as with a wrong model, plan or proxy.
 
-    `max_failures` identical failures stop the run; 0 never does. Failed and rejected jobs count only at the start:
-    once a job has ended differently, or succeeded in an earlier run, they may be bad prompts. Rejected jobs count
-    only until a POST is accepted. Ambiguous jobs do not count: the circuit breaker holds submits for them.
+    `max_failures` identical failures stop the run; 0 means never. Failures count only at the start of a run: once a
+    job has ended differently, or succeeded in an earlier run, further failures may be due to bad prompts. Rejected
+    jobs count only until a POST is accepted. Ambiguous jobs do not count, because the circuit breaker holds submits
+    for them.
     """
 
     __slots__ = ("_all_identical", "_consecutive", "_last_kind", "_max_identical", "_none_accepted")

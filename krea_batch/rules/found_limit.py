@@ -10,7 +10,7 @@ from msgspec import Struct
 
 MAX_AGE_S = 900.0  # chosen: within 15 minutes of a crash or a Ctrl-C the limit is likely the same
 RESUMED_SHARE = 0.95  # chosen: slightly below the limit, nothing is refused while it is confirmed
-WINDOWS = {1.0: "s", 10.0: "10 s", 60.0: "minute", 300.0: "5 minutes"}  # chosen: those that gateways document
+WINDOWS = {1.0: "s", 10.0: "10 s", 60.0: "minute", 300.0: "5 minutes"}  # chosen: the windows that gateways document
 WINDOW_TOLERANCE = 1.1  # chosen: a window is measured from the first submit to an acceptance after its end
 
 

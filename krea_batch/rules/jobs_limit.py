@@ -1,12 +1,12 @@
-"""Recognise a limit on the jobs in process, and hold it by a cap on them instead of by the rate.
+"""Recognise a limit on the jobs in process, and keep it by a cap on their number instead of by the rate.
 
-Such a limit refuses whenever the number of jobs in process is as high as it may be, whatever the rate is. A rate
-limit refuses whatever that number is. So the refusals are compared with the accepted submits around them: if their
-numbers of jobs are among the highest and nearly the same, while their rates are not, the limit is on the jobs.
+Such a limit refuses a submit whenever the maximum number of jobs is in process, whatever the rate is. A rate limit
+does not depend on this number. So refusals are compared with the accepted submits around them. If the refusals come
+at nearly the same number of jobs, which is among the highest, but not at the highest rates, the limit is on the jobs.
 
-The cap is in jobs as they are known here. Jobs that have ended at the gateway, but are not known to have, count in
-it, so it is a little higher than the gateway's number. It is lowered by one at each refusal, and raised, in
-steps that double, as long as none follows. `sent_s` is monotonic.
+The cap includes jobs that have ended at the gateway and are not yet known to have ended here, so it is a little
+higher than the gateway's limit. It is lowered by one at each refusal. As long as no refusal follows, it is raised in
+steps that double. `sent_s` is monotonic.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from statistics import mean, pstdev
 from typing import NamedTuple
 
 REFUSALS = 8  # measured: with five, half as many rate limits again are taken for limits on jobs
-MAX_DEVIATION = 0.1  # chosen: of the numbers of jobs at the refusals; the jobs not known to have ended vary as much
+MAX_DEVIATION = 0.1  # chosen: share of the mean number at the refusals; jobs not known to have ended vary as much
 MIN_DEVIATION_JOBS = 1.5
-MIN_TURNOVER = 0.25  # chosen: so many jobs have been replaced, else the number could not have changed
+MIN_TURNOVER = 0.25  # chosen: share of the jobs that must have been replaced, so that their number could have changed
 MIN_ACCEPTED = 4
 KEPT_SUBMITS = 2000  # chosen: twice the turnover of a thousand jobs
-MIN_RANK = 0.74  # chosen: eight refusals that are independent of the jobs have it in one of a hundred cases
-MIN_RANK_ADVANTAGE = 0.3  # measured: with 0.15, more rate limits are taken for limits on jobs, by a half
+MIN_RANK = 0.74  # chosen: eight refusals that do not depend on the jobs reach it in 1 % of cases
+MIN_RANK_ADVANTAGE = 0.3  # measured: with 0.15, half as many rate limits again are taken for limits on jobs
 EXACT_DEVIATION_JOBS = 0.5  # chosen: the same number at all refusals but a few
-MIN_EXACT_RANK = 0.9  # chosen: hardly a submit was accepted with that number
+MIN_EXACT_RANK = 0.9  # chosen: hardly any submit was accepted with that number of jobs
 MIN_BUSY_SHARE = 0.7  # chosen: accepted with half the number or more; a half of them if it grows from none each time
 BOUND_SHARE = 0.9  # chosen: a refusal with fewer jobs than this share of the cap is not about the jobs
-RAISE_AFTER_JOBS = 10.0  # chosen: one refusal for ten jobs at most
-RAISE_AFTER_SHARE = 1 / 16  # chosen: of the cap; a limit that has doubled is followed within a turnover
-MAX_RAISE_AFTER_JOBS = 40.0  # chosen: one refusal for forty jobs, if raising a small cap did not help
-RAISE_AFTER_S = 45.0  # chosen: but a limit that was raised is noticed after so long, unless jobs are slow
-RAISE_AFTER_TURNOVERS = 1.0  # chosen: a limit that was raised is noticed after so many turnovers at most
-LARGEST_CUT = 8  # chosen: of refusals that follow each other, one lowers the cap by an eighth at most
-MAX_UNEXPLAINED = 2  # chosen: refusals in a row far below the cap
-DROP_BELOW = 0.75  # chosen: of the first cap; then the limit has changed, or was none
-MAX_FULL_S = 120.0  # chosen: if no job ends for so long, one more is tried; a 429 costs a waiting run nothing
-DISTRUST_S = 300.0  # chosen: a limit that was recognised by mistake is not looked for again for so long
+RAISE_AFTER_JOBS = 10.0  # chosen: at most one refusal per ten accepted jobs
+RAISE_AFTER_SHARE = 1 / 16  # chosen: share of the cap; a limit that has doubled is followed within a turnover
+MAX_RAISE_AFTER_JOBS = 40.0  # chosen: at most one refusal per forty jobs if raising a small cap did not help
+RAISE_AFTER_S = 45.0  # chosen: but a limit that was raised is noticed within this time, unless jobs are slow
+RAISE_AFTER_TURNOVERS = 1.0  # chosen: a limit that was raised is noticed after at most this many turnovers
+LARGEST_CUT = 8  # chosen: in a series of refusals, each lowers the cap by an eighth at most
+MAX_UNEXPLAINED = 2  # chosen: after this many refusals in a row far below the cap, the limit is not on jobs
+DROP_BELOW = 0.75  # chosen: below this share of the first cap, the limit has changed or never existed
+MAX_FULL_S = 120.0  # chosen: if no job ends for this time, one more is tried; a 429 costs a waiting run nothing
+DISTRUST_S = 300.0  # chosen: after a limit was recognised by mistake, none is looked for during this time
 
 
 class Submit(NamedTuple):
@@ -130,7 +130,7 @@ class JobsLimit:
         self.jobs -= 1
         self._full_since_s = None
 
-    # ---- is it the jobs? ---------------------------------------------------------------------------------
+    # ---- is the limit on jobs? ---------------------------------------------------------------------------
 
     def explains(self, refusal: Submit, sent_s: float, now_s: float, accepted: int) -> bool:
         """Return whether a refusal is about the number of jobs, and adjust the cap.
@@ -147,7 +147,7 @@ class JobsLimit:
         return True
 
     def assume(self, cap: int | None) -> None:
-        """Hold this cap from now on."""
+        """Use this cap from now on."""
         self.cap = cap
         self._first_cap = self._held_cap = cap or 0
         self._raise_by, self._lower_by, self._raise_after = 1, 1, 0.0
@@ -191,7 +191,7 @@ class JobsLimit:
         self._held_cap = self.cap
         if not accepted:  # The limit has been lowered: the jobs in process have to become fewer.
             self._first_cap = self.cap
-        # A cap that is higher by one gains a job per turnover; a refusal costs as many as ended during its pause.
+        # Raising the cap by one gains a job per turnover; a refusal costs as many jobs as ended during its pause.
         ended = max(0, refusal.jobs - self.jobs)
         self._patience = 2 * self._patience if self._raise_by <= 4 else RAISE_AFTER_JOBS
         self._patience = min(self._patience, max(MAX_RAISE_AFTER_JOBS, RAISE_AFTER_TURNOVERS * cap))

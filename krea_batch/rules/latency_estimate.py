@@ -23,9 +23,9 @@ from krea_batch.rules.poll_trials import PollTrials
 CELLS_PER_INTERVAL = 20  # chosen: plans on this grid cost 2 % more than on a finer one
 MAX_CELLS = 600  # chosen: a plan takes about ten milliseconds; for longer latencies the cells get wider
 MAX_AGE_INTERVALS = 1e6  # chosen: two months at 5 s; keeps the arithmetic exact whatever time-out is set
-MAX_UNCOVERED_SHARE = 0.01  # chosen: with more jobs behind the plan, their polls cost more than wider cells do
+MAX_UNCOVERED_SHARE = 0.01  # chosen: if more jobs outlast the plan, their polls cost more than wider cells would
 MAX_UNCOVERED_JOBS = 1.5  # chosen: a single job never makes the cells wider
-COVERED_AGAIN = 2 / 3  # chosen: of both limits; cells do not get wider and narrower in turn
+COVERED_AGAIN = 2 / 3  # chosen: share of both limits, so that cells do not alternate between two widths
 MAX_WEIGHT = 500.0  # chosen: jobs; enough for a smooth plan, few enough to follow a change within minutes
 DISCOUNTED_AT = 1.05  # chosen: times MAX_WEIGHT; discounting every 25 jobs costs little
 MIN_KEPT_WEIGHT = 1e-6  # chosen: an observation that was discounted to less is forgotten, which bounds the memory
@@ -34,7 +34,7 @@ PRIOR_HALVED_AFTER = 50.0  # chosen: after this many jobs the prior counts half
 PRIOR_MEDIAN = 3.0  # intervals; API document: polls every 5-10 s, and a job that took 15 s
 PRIOR_SIGMA = 0.6  # chosen: two of three jobs take 1.6 to 5.5 intervals
 MIN_AT_RISK = 0.5  # chosen: jobs; the estimate ends at the age that fewer have reached (the prior counts fractions)
-TAIL_POWER = 2.0  # chosen: Pareto's; half of the jobs older than all others take 0.4 times as long again
+TAIL_POWER = 2.0  # chosen: exponent of a Pareto tail; half of the oldest jobs take 0.4 times as long again
 IMPRECISION_WEIGHT = 0.1  # chosen: smoothing; after a dozen jobs it is known that a gateway reports no latencies
 
 
@@ -105,7 +105,7 @@ class LatencyEstimate:
                 self._pending.pop(units, None)
 
     def _age_units(self, age_s: float) -> int:
-        """Return an age in units, rounded up to what is kept. NaN counts as 0, an age above the maximum as that."""
+        """Return an age in units, rounded up to the kept resolution, at most the maximum. NaN counts as 0."""
         units = math.ceil(min(max(0.0, age_s), self.max_age_s) / self.unit_s - 1e-6)
         if units <= MAX_CELLS:
             return max(0, units)
@@ -131,7 +131,7 @@ class LatencyEstimate:
         return older + sum(_count_above(units, counts) for counts in (self._completed, self._pending))
 
     def adapt_cells(self) -> None:
-        """Choose the narrowest cells with which MAX_CELLS of them cover all jobs but a few."""
+        """Choose the narrowest cells so that MAX_CELLS of them cover all but a few jobs."""
         if self.cell_units == 1 and self.oldest_units < MAX_CELLS:
             return
         ended = self.ended_units()
@@ -148,7 +148,7 @@ class LatencyEstimate:
             self.cell_units //= 2
 
     def ended_units(self) -> dict[int, float]:
-        """Return, by age in units, the jobs that were completed there, or were found to be by a poll there."""
+        """Return, by age in units, the jobs that were completed, or that a poll found completed, at that age."""
         ended = self._completed.copy()
         for (_, age), count in self._trials.completed.items():
             _add(ended, age, count)

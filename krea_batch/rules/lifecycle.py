@@ -1,9 +1,9 @@
 """The lifecycle of a job: the transitions between its states, and which of them follows a verdict. Pure.
 
-`PATHS` is the only place that says which transition an action makes. The ledger takes the states of its UPDATEs from
-it, the executor of the pipeline the events that it emits, and the documentation its table and diagram.
+`PATHS` is the only place that says which transition an action makes. The states in the ledger's UPDATEs, the events
+that the executor emits, and the table and diagram of the documentation are derived from it.
 
-Rules that the table keeps:
+The table follows these rules:
 1. A POST is sent only in `submitting`, and `submitting` is durable before the first byte is sent.
 2. A job goes from `submitting` back to `pending` only if it is proven that nothing was queued, or through `ambiguous`
    if the user has chosen in advance to resubmit ambiguous jobs.
@@ -44,7 +44,7 @@ from krea_batch.rules.verdicts import (
 
 MAX_REFUSALS = 8  # chosen: with delays that double up to 60 s, this outlasts two minutes of 500s for one job
 GONE_STATUSES = frozenset({404, 410})  # RFC 9110, 15.5.5 and 15.5.11: not found, gone
-MAX_HOPELESS_POLLS = 3  # chosen: for a job that an earlier run gave up; one poll may be an error of the gateway
+MAX_HOPELESS_POLLS = 3  # chosen: for a job that an earlier run gave up; a single answer may be a gateway's error
 MAX_AMBIGUOUS_POSTS = 5  # chosen: if one answer in ten is lost, one job in 100,000 reaches this limit
 
 
@@ -295,9 +295,10 @@ def _reject(refused: Refused, detail: str) -> Transition:
 
 
 def prove_one(polled: Sequence[tuple[str, PollVerdict]]) -> Accepted | None:
-    """Return the acceptance of a POST whose answer names these request_ids, from a poll of each; None if in doubt.
+    """Return the acceptance of a POST whose answer names these request_ids, from a poll of each; None if unproven.
 
-    A poll proves that a request_id exists, not whose it is. So the gateway must know one, and deny the others.
+    A poll proves that a request_id exists, but not to which job it belongs. So the gateway must know exactly one and
+    deny the others.
     """
     known = [Accepted(request_id, verdict) for request_id, verdict in polled if not isinstance(verdict, PollFailed)]
     denied = sum(isinstance(verdict, PollFailed) and verdict.status in GONE_STATUSES for _, verdict in polled)
@@ -338,7 +339,7 @@ def after_poll(verdict: PollVerdict, *, errors: int, max_attempts: int, jitter: 
 
 
 def is_hopeless(verdict: PollVerdict) -> bool:
-    """Return whether a poll gives no sign that the job will end: no such request, or a status that is not listed."""
+    """Return whether a poll shows no sign that the job will end: no such request, or an unlisted status."""
     match verdict:
         case Waiting():
             return not verdict.is_listed

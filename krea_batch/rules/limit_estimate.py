@@ -1,15 +1,17 @@
-"""What a refusal shows about a rate limit of unknown shape. Pure functions of facts.
+"""Estimate a rate limit of unknown shape from a refusal. Pure.
 
-A cycle lasts from the end of one pause to the end of the next. Two rates frame the limit. The lower one is what was
-accepted in a cycle over its duration: the limiter has allowed it. For a window, or a bucket that is large enough, it
-is the limit itself, because what is not used during the pause can be used after it. A bucket with a small burst
-loses what its pause brings, as far as the pause is longer than necessary. So the upper rate leaves out the part of
-the pause in which nothing shows that a submit would have been refused: a Retry-After in whole seconds may be a second
-too long, and a pause without Retry-After is a guess.
+A cycle lasts from the end of one pause to the end of the next. Each cycle gives a lower and an upper bound of the
+limit. The lower bound is the number of submits accepted in the cycle divided by its duration, because the limiter has
+allowed that rate. If the limiter is a window or a large bucket, this is the limit itself: what is not used during the
+pause can be used after it. A bucket with a small burst overflows during a pause that is longer than necessary, so the
+limit is higher. A pause may be too long by a second if Retry-After has whole seconds, and without Retry-After its
+length is a guess. Therefore the upper bound leaves out the part of the pause in which a submit might have been
+accepted.
 
-A probe is a series of growing rates. If one is refused, the rate before it is tried next. A limiter with a memory (a
-long window, a large bucket) accepts a rate that is too high for a while, so a trial is only as bold as earlier trials
-were successful (`confidence`). A trial that achieves less than the rate before it is followed by that rate.
+A probe is a series of growing rates. If a rate is refused, the one before it is tried next; this is a trial. A
+limiter that looks back far (its memory: a long window, a large bucket) accepts a rate that is too high for a while.
+So a trial goes less far above the known rate if earlier trials have failed (`confidence`). If a trial achieves less
+than the rate before it, that rate is used again.
 """
 
 from __future__ import annotations
@@ -20,23 +22,23 @@ from typing import NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-MIN_GAP = 0.02  # chosen: a limit that is known to 2 % is known
-NARROW = 1.1  # chosen: the limit lies in the middle of a frame of 10 %
-OTHER_RATE = 0.1  # chosen: at nearly the same rate (10 %), the count is the same whatever the limiter is
-SAME_COUNT = 0.25  # chosen: counts that differ by so much less than the rates (as logarithms) are the same
-MIN_ACCEPTED = 4  # chosen: fewer accepted submits are no rate
+MIN_GAP = 0.02  # chosen: a limit that is known to 2 % is known well enough
+NARROW = 1.1  # chosen: if the bounds differ by less than 10 %, the limit is taken to be in the middle
+OTHER_RATE = 0.1  # chosen: rates that differ by less give the same count whatever the limiter is, so it shows nothing
+SAME_COUNT = 0.25  # chosen: counts are the same if they differ by less than this share of the rates (as logarithms)
+MIN_ACCEPTED = 4  # chosen: fewer accepted submits do not show a rate
 FIRST_SURPLUS = 1.25  # chosen: the first estimate may be a quarter above what was accepted in its cycle
-HELD_STEPS = 4.0  # chosen: a rate is held if it was accepted for as many steps as a probe has below the known refusal
-LONG_MEMORIES = 4.0  # chosen: a rate that was accepted for so long is not refused for its height alone
+HELD_STEPS = 4.0  # chosen: a rate is held if accepted for four steps, as many as a probe has to the known refusal
+LONG_MEMORIES = 4.0  # chosen: a rate that was accepted for this many memories is not too high
 MAX_DECREASE = 1.0  # chosen: the rate is at most halved by one refusal, as by TCP (RFC 5681, 3.1)
-MIN_CONFIDENCE = 1 / 16  # chosen: trials are never given up entirely, since the limiter may change
+MIN_CONFIDENCE = 1 / 16  # chosen: trials never stop entirely, since the limiter may change
 MIN_TRIAL_CONFIDENCE = 1.0  # chosen: after a failed trial, the middle is tried once, as each trial costs a pause
-FAILED_GAP_SHARE = 1 / 4  # chosen: a failed trial leaves a quarter of the gap to be searched, a step of a probe
+FAILED_GAP_SHARE = 1 / 4  # chosen: after a failed trial, a quarter of the gap is still searched: one step of a probe
 MIN_LOSS_S = 0.3  # chosen: a refused probe costs at least an answer and some 429s
 PROBE_DELAY_POWER = 1.5  # measured: 2 repeats expensive probes of small gaps, 1 searches large gaps too slowly
 MAX_PROBE_DELAY_S = 45.0  # chosen: with the probe itself, a limit that has doubled is used within a minute
 MIN_LOSS_FACTOR = 25.0  # chosen: probes whose answers and pauses take seconds cost no more than 4 %
-MIN_RATE_PER_S = 0.05  # chosen: a limit below 3/min is better configured than found
+MIN_RATE_PER_S = 0.05  # chosen: users should configure limits below 3/min, which are slow to find
 
 
 class Estimate(Struct, frozen=True):
@@ -82,12 +84,12 @@ class Cycle(NamedTuple):
 
     @property
     def lower_per_s(self) -> float:
-        """What the limiter has certainly allowed."""
+        """The rate that the limiter has certainly allowed."""
         return max(self.accepted, 0.5) / self.duration_s
 
     @property
     def upper_per_s(self) -> float:
-        """What it has allowed at most, if submits were sent all the time."""
+        """The highest rate that the limiter may allow, provided that submits were sent all the time."""
         counted_s = max(self.duration_s - self.unproven_s, 1e-3)
         return max(self.lower_per_s, min(self.refused_per_s, max(self.accepted, 0.5) / counted_s))
 
@@ -99,7 +101,7 @@ class Cycle(NamedTuple):
 
 
 def after_refusal(before: Estimate, cycle: Cycle) -> tuple[Estimate, bool]:
-    """Return the estimate after a refusal, and whether the next cycle starts now; else this one goes on."""
+    """Return the estimate after a refusal, and whether a new cycle starts; otherwise, the current one continues."""
     before = _update_held(before, cycle)
     is_over = True
     if not cycle.accepted:  # The limiter is closed, whatever the rate is.
@@ -133,7 +135,7 @@ def after_refusal(before: Estimate, cycle: Cycle) -> tuple[Estimate, bool]:
 
 
 def _estimate(before: Estimate, per_s: float, gap: float) -> Estimate:
-    """Return an estimate that is no trial."""
+    """Return an estimate that is not a trial."""
     return replace(before, per_s=max(per_s, MIN_RATE_PER_S), gap=max(gap, MIN_GAP), decrease=0.0, fallback_per_s=None)
 
 
@@ -164,7 +166,7 @@ def _reward(before: Estimate, cycle: Cycle) -> Estimate:
 
 
 def _is_same_count(before: Estimate, cycle: Cycle) -> bool:
-    """Whether two refusals at different rates came after the same number of submits: then it is a window."""
+    """Whether two refusals at different rates came after the same number of submits, which shows a window."""
     if min(before.refused_count, cycle.refused_count) < MIN_ACCEPTED:
         return False
     if cycle.refused_count / cycle.memory_s > min(before.upper_per_s, cycle.upper_per_s):
@@ -178,7 +180,7 @@ def _is_same_count(before: Estimate, cycle: Cycle) -> bool:
 
 
 def _after_fit(before: Estimate, cycle: Cycle, low_per_s: float, high_per_s: float) -> Estimate:
-    """Take the rate of a limiter that explains the refusals, slightly below it once it is known well."""
+    """Use the rate of a limiter that explains the refusals, or slightly less once it is known well."""
     per_s = math.sqrt(low_per_s * high_per_s)
     if high_per_s < NARROW * low_per_s:
         return _estimate(before, per_s / (1.0 + MIN_GAP / 2), MIN_GAP)
@@ -193,7 +195,7 @@ def _after_first_refusal(before: Estimate, cycle: Cycle) -> Estimate:
 
 
 def _after_failed_trial(before: Estimate, cycle: Cycle, fallback_per_s: float) -> Estimate:
-    """Return to the rate before the trial, or, if that was never held, try the middle of both."""
+    """Return to the rate before the trial. If that rate was never held, try the middle of both first."""
     per_s = max(fallback_per_s, min(before.per_s, cycle.achieved_per_s))
     middle_per_s = math.sqrt(fallback_per_s * before.per_s)
     confidence = max(before.confidence / 2, MIN_CONFIDENCE)
@@ -211,7 +213,7 @@ def _after_failed_trial(before: Estimate, cycle: Cycle, fallback_per_s: float) -
 def _after_probe(before: Estimate, cycle: Cycle) -> Estimate:
     """Try a rate between the one that was held before the probe and the one before the refusal."""
     held_per_s = cycle.lower_per_s if math.isinf(before.gap) else max(before.per_s, cycle.lower_per_s)
-    # The steps of a probe are short compared with a long memory, and then show little.
+    # If the memory is long, the steps of a probe are short compared with it, and show little.
     boldness = before.confidence * min(1.0, HELD_STEPS * cycle.step_s / cycle.memory_s)
     target_per_s = cycle.previous_per_s
     if math.isinf(before.gap):
@@ -250,7 +252,7 @@ def _after_refused_estimate(before: Estimate, cycle: Cycle) -> Estimate:
 
 
 def _probe_delay_s(after: Estimate, cycle: Cycle) -> float:
-    """Return how long to wait with the next probe: longer if this refusal was dear, or there is little to find."""
+    """Return how long to wait with the next probe: longer if this refusal cost much, or the gap is small."""
     loss_s = max(MIN_LOSS_S, cycle.duration_s - cycle.accepted / after.per_s)
     delay_s = loss_s / MIN_GAP * math.pow(MIN_GAP / after.gap, PROBE_DELAY_POWER)
     return min(delay_s, max(MAX_PROBE_DELAY_S, cycle.memory_s, MIN_LOSS_FACTOR * loss_s))

@@ -1,7 +1,7 @@
-"""How many POSTs may be pending: little more than the rate needs, so that few are in doubt when the gateway hangs.
+"""How many POSTs may be pending: little more than the rate needs, so that few become ambiguous if the gateway hangs.
 
-By Little's law, submits at `rate_per_s` that each take `s` seconds keep `rate_per_s · s` POSTs pending. A gateway
-that stops answering leaves no more than the limit ambiguous.
+By Little's law, submits at `rate_per_s` that each take `s` seconds keep `rate_per_s · s` POSTs pending. If the
+gateway stops answering, no more POSTs than the limit become ambiguous.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """When to poll a job, from the latencies observed so far.
 
-Two polls of one job are at least `interval_s` apart, and so are the acceptance and the first poll. A later poll costs
-lag, an earlier one may find the job unfinished. The plan minimises, by dynamic programming over the estimated
+Two polls of one job are at least `interval_s` apart, and so are the acceptance and the first poll. A late poll costs
+lag; an early poll may find the job unfinished. The plan minimises, by dynamic programming over the estimated
 latencies,
 
     polls + lag_weight · lag / interval          lag: from the end of the job to the poll that finds it
 
-The first jobs explore: they are polled more often than planned, while no other jobs have shown how long jobs take.
-All times are seconds since the acceptance of a job, or differences. A plan has the cells of its `LatencyEstimate`.
+The first jobs explore: they are polled more often than planned, because it is not yet known how long jobs take. All
+times are seconds since the acceptance of a job, or differences. A plan has the cells of its `LatencyEstimate`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from collections.abc import Sequence
 
 from krea_batch.rules.latency_estimate import CELLS_PER_INTERVAL, LatencyEstimate
 
-EXPLORING_JOBS = 10  # chosen: the first jobs explore; fewer do not show two humps, more cost polls
-EXPLORING_GROWTH = 0.2  # chosen: of its age; a job that explores is polled some 20 times, however long it takes
+EXPLORING_JOBS = 10  # chosen: fewer exploring jobs do not show a bimodal distribution, more cost polls
+EXPLORING_GROWTH = 0.2  # chosen: share of its age; an exploring job is polled some 20 times, however long it takes
 MIN_EXPLORED_SHARE = 0.05  # chosen: the ages that fewer jobs reach are not worth exploring
 FIRST_REPLAN_JOBS = 4  # chosen: completed jobs; the first ones show when the others end
 DRIFT_THRESHOLD = 0.1  # chosen: if the distribution has moved by less, a new plan is no better
 DRIFT_FLOOR = 0.05  # chosen: share of jobs; differences at ages that fewer jobs reach count less
 DRIFT_CHECK_POLLS = 50  # chosen: polls between two checks for drift; more often is no better
-OLDER_BY = 1.2  # chosen: times; a job that is older than all others by less changes the plan little
+OLDER_BY = 1.2  # chosen: factor; a job that is older than all others by less changes the plan little
 MIN_POLL_SHARE = 1e-4  # chosen: no poll is placed for a smaller share of jobs
 CALLBACK_QUANTILE = 0.99  # chosen: one job in a hundred is polled before its callback
-TAIL_COST_POLLS = 3.0  # chosen: polls, for a job that takes longer than everything observed so far
+TAIL_COST_POLLS = 3.0  # chosen: cost in polls of a job that takes longer than everything observed so far
 RETRY_GROWTH = 2.0
 MAX_RETRY_DELAY_S = 60.0  # chosen: the end of an outage is noticed within a minute
 
@@ -113,7 +113,7 @@ class PollSchedule:
         return max(self.interval_s, min(EXPLORING_GROWTH * age_s, self.next_poll_s(age_s)))
 
     def is_worth_exploring(self, age_s: float) -> bool:
-        """Return whether jobs should explore what happens after `age_s`: few have so far, and many may get so old."""
+        """Return whether jobs should explore the time after `age_s`: few have so far, and many may get so old."""
         return (
             self._plan.share_older_than(age_s) >= MIN_EXPLORED_SHARE
             and self.estimate.jobs_older_than(age_s) < EXPLORING_JOBS

@@ -1,10 +1,11 @@
-"""Separate poll schedules for jobs that take differently long.
+"""Separate poll schedules for kinds of jobs with different latencies.
 
-The kind of a job is every field of its request that may change how long it takes: aspect ratio and creativity. All
-jobs share one schedule, which has the most observations. A kind gets its own schedule once its latencies differ
-significantly from those of all other kinds. The test is the log-rank test, which counts unfinished jobs as well: that
-the jobs of one kind have ended and those of another have not shows the difference long before the others end. Of its
-versions this is the one that takes the largest difference up to any age (Fleming, Harrington and O'Sullivan, 1987).
+The kind of a job is every field of its request that may change how long it takes: aspect ratio and creativity. At
+first, all jobs share one schedule, which has the most observations. A kind gets its own schedule once its latencies
+differ significantly from those of all other kinds. This is decided by the log-rank test, in the version that takes
+the largest difference up to any age (Fleming, Harrington and O'Sullivan, 1987). The test counts unfinished jobs as
+well. So if the jobs of one kind have ended and those of another have not, it shows the difference long before the
+latter end.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from itertools import zip_longest
 from krea_batch.rules.latency_estimate import LatencyEstimate, jobs_by_cell
 from krea_batch.rules.poll_schedule import EXPLORING_JOBS, PollSchedule
 
-MAX_EXPLORING_JOBS = 60  # chosen: of all kinds; a run with dozens of kinds does not poll most of its jobs often
+MAX_EXPLORING_JOBS = 60  # chosen: for all kinds together; dozens of kinds must not make most jobs explore
 TEST_EVERY = 2  # chosen: polls of a kind between two tests at first; the sooner a difference is found, the better
 MAX_TEST_EVERY = 50  # chosen: polls between two tests later, when one more poll changes little
 MIN_VARIANCE = 0.5  # chosen: of the difference in jobs; the test is not valid for one or two ends
@@ -68,7 +69,7 @@ class PollSchedules:
 
     def observe(self, kind: str, latency_s: float, last_polled_s: float = 0.0, *, exact: bool = True) -> None:
         """Add a completed job, as `PollSchedule.observe`."""
-        # The test is first: a new plan that is shared would cause polls of all kinds, which the test may avert.
+        # The test comes first, because it may avert a new shared plan, which would cause polls of all kinds.
         if (own := self._own(kind)) is not None:
             own.observe(latency_s, last_polled_s, exact=exact)
             self._maybe_test(kind)

@@ -1,4 +1,4 @@
-"""Estimate when jobs end if a gateway does not say so: from polls, each of which is a trial.
+"""Estimate from polls when jobs end, for gateways that do not report it. Each poll is a trial.
 
 A poll at one age, of a job that was unfinished at an earlier age, finds it completed or unfinished. Of the jobs that
 were unfinished at the earlier age, the share that the poll finds unfinished estimates how many take longer. Isotonic
@@ -13,7 +13,7 @@ from collections import defaultdict
 from itertools import pairwise
 from typing import NamedTuple
 
-MAX_TRIALS = 1000.0  # chosen: polls; with one or two polls a job, about as many jobs as count with timestamps
+MAX_TRIALS = 1000.0  # chosen: polls; at one or two polls per job, about as many jobs as count with timestamps
 DISCOUNTED_AT = 1.1  # chosen: times MAX_TRIALS; discounting every hundred polls costs little
 MIN_KEPT_TRIALS = 0.1  # chosen: trials that were discounted to less are forgotten, which bounds the memory
 MIN_CELL_WEIGHT = 1e-4  # chosen: no cell is excluded because the estimate expects no job to end there

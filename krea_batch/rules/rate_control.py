@@ -20,7 +20,7 @@ from krea_batch.rules.send_window import WINDOW_S, SendWindow
 
 FULL_SHARE = 0.95  # chosen: if this share of the configured rate was accepted, the configured rate is correct
 PAUSE_WITHOUT_RETRY_AFTER_S = 0.25  # chosen: after a 429 without Retry-After, at first
-PAUSE_GROWTH = 1.5  # chosen: the pauses until a submit is accepted are together too long by a third at most
+PAUSE_GROWTH = 1.5  # chosen: all pauses until a submit is accepted are together too long by a third at most
 MAX_PAUSE_WITHOUT_RETRY_AFTER_S = 60.0  # chosen: reached within a window of five minutes
 DISCOVERY_START_PER_S = 10.0  # chosen: a conservative start
 CAPPED_GROWTH = 2.0  # chosen: with a cap on jobs, the rate only spreads the submits of a second
@@ -31,8 +31,7 @@ LATE_S = 0.002  # measured: a submit that waits is sent 0.5 ms late, more under 
 class RateController:
     """The current submit rate. `per_s` is the rate now, `ceiling_per_s` its upper limit.
 
-    With `discover`, the ceiling is not configured by the user: the rate starts low and grows fast until the first
-    429.
+    With `discover`, the user has not configured a rate: it starts low and grows fast until the first 429.
     """
 
     def __init__(self, ceiling_per_s: float, *, discover: bool = False) -> None:
@@ -81,7 +80,7 @@ class RateController:
 
     @property
     def found(self) -> FoundLimit | None:
-        """The limit of the gateway, as far as refusals have shown one below the configured rate."""
+        """The limit of the gateway, if refusals have shown one below the configured rate; else None."""
         per_s, max_jobs = self._search.limit_per_s, self._jobs.cap
         if max_jobs is None and per_s is None:
             return None
@@ -211,7 +210,7 @@ class RateController:
         self._due_s = max(now_s, self._latest_sent_s + 1.0 / self.pace_per_s)
 
     def _is_about_jobs(self, submit: Submit, refused_s: float, now_s: float) -> bool:
-        """Whether the refusal is about the jobs in process. Then the rate stays, or is free to grow."""
+        """Whether the refusal is about the jobs in process. If so, the rate is not lowered."""
         had_cap, estimate = self._jobs.cap is not None, self._search.estimate
         if self._jobs.explains(submit, refused_s, now_s, self._accepted_since_pause):
             if not had_cap:

@@ -1,9 +1,8 @@
-"""Search a rate limit: hold a rate, probe above it in steps, and estimate it again from what a refusal shows.
+"""Search for a rate limit: hold a rate, probe above it in steps, and estimate the limit again after a refusal.
 
-Submits are spread evenly at a rate, because a rate that is spread evenly is accepted by a limiter of any shape. Only
-a limiter with a long window is used differently, by `window_fill`. What a refusal shows about the limit is in
-`limit_estimate`, in `bucket_fit` for token buckets, and in `window_fit` for windows of a second. `now_s` and `sent_s`
-are monotonic.
+Submits are spread evenly, because a limiter of any shape accepts an even rate up to its limit. Only a long window is
+used differently, by `window_fill`. `limit_estimate` decides what a refusal shows about the limit; `bucket_fit` does so
+for token buckets, and `window_fit` for windows of a second. `now_s` and `sent_s` are monotonic.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from krea_batch.rules.window_fill import MIN_COUNT, SATURATED_SHARE, WindowFill,
 from krea_batch.rules.window_fit import MAX_CYCLES, RELEVANT_S, WindowCycle, fit_counts
 
 MIN_MEMORY_S = 1.0  # chosen: Retry-After has whole seconds, so shorter windows look like buckets
-MIN_REQUESTS = 4.0  # chosen: a memory shorter than so many requests shows no rate
+MIN_REQUESTS = 4.0  # chosen: a memory of fewer requests shows no rate
 MIN_STEP_S = 0.25  # chosen: faster steps find a limit no sooner than answers arrive
 STEPS_PER_MEMORY = 16  # chosen: a probe doubles the rate within half of a long window
 STEPS_TO_GAP = 4  # chosen: a probe reaches the rate that was refused before in four equal steps
-MAX_GROWTH = 2.0  # chosen: by one step, as TCP's slow start (RFC 5681, 3.1)
+MAX_GROWTH = 2.0  # chosen: factor of one step, as in TCP's slow start (RFC 5681, 3.1)
 KNOWN_GROWTH = 1.5  # measured: with 2, a fixed window of a second is overshot so far that two windows look like one
-KNOWN_COUNT = 10  # chosen: a rate from so many submits is known roughly
+KNOWN_COUNT = 10  # chosen: a rate from this many submits is known roughly
 USED_SHARE = 0.7  # chosen: sending less than this share of the allowed rate shows nothing about the limit
-LOCAL_SUBMITS = 4  # chosen: so many submits show whether the rate was used when one was refused
+LOCAL_SUBMITS = 4  # chosen: this many submits before a refusal show whether the rate was used
 IDLE_S = 2.0  # chosen: after a break as long as the slowest answers, a new cycle starts
-MIN_DURATION_S = 1e-3  # chosen: of a cycle, so that there is no division by zero
-RESUMED_PROBE_DELAY_S = 5.0  # chosen: then the limit of an earlier run is confirmed, or a higher one found
+MIN_DURATION_S = 1e-3  # chosen: minimum duration of a cycle, to avoid a division by zero
+RESUMED_PROBE_DELAY_S = 5.0  # chosen: by then, the limit of an earlier run is confirmed, or a higher one is tried
 BUCKET_CYCLES = 3  # chosen: two determine a bucket, and a third one shows whether it is one
 KEPT_RATES = 64  # chosen: more steps than a probe has while answers are awaited
 
@@ -218,7 +217,7 @@ class RateSearch:
         self.per_s = self._fill.per_s
 
     def _goes_on_filling(self, fill: WindowFill, now_s: float, refused_s: float) -> bool:
-        """Return whether the rate is decided without the refusal that ends a cycle."""
+        """Let the window decide about the rate after a refusal. Return False if it shows that there is no window."""
         if fill.resume(now_s, refused_s):
             self.memory_s, self.per_s = fill.window_s, fill.per_s
             self._cycle_started_s = self._resumed_s = now_s
@@ -306,7 +305,7 @@ class RateSearch:
         return rates[-1], next((per_s for per_s in reversed(rates) if per_s < rates[-1]), rates[-1])
 
     def _learn_memory(self, refusing_s: float, cycle_s: float, unproven_s: float) -> None:
-        """Learn how far back the limiter looks: at least as long as it refuses."""
+        """Learn how far back the limiter looks, which is at least as long as it refuses submits."""
         is_saturated = refusing_s > SATURATED_SHARE * cycle_s
         full_s = math.sqrt(cycle_s * max(cycle_s - unproven_s, refusing_s))
         memory_s = min(full_s if is_saturated else refusing_s, MAX_MEMORY_S)

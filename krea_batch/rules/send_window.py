@@ -1,4 +1,4 @@
-"""The promise of a configured rate: no window of one second has more requests than the rate, plus one.
+"""Keep a configured rate: no window of one second has more requests than the rate, plus one.
 
 A limiter of the gateway counts requests when they arrive. Requests that are sent slightly more than a second apart
 may arrive closer together, so a window is a little longer than a second. `now_s` and `sent_s` are monotonic.
@@ -12,13 +12,13 @@ from collections import deque
 
 WINDOW_S = 1.0
 MARGIN_S = 0.008  # measured: requests sent this much more than a window apart also arrive a window apart
-MAX_MARGIN_S = 0.04  # chosen: the margin is doubled up to this if the network or a busy event loop needs more
-COLD_MARGIN_S = 0.04  # chosen: the first requests wait for DNS, connections and TLS, those behind them do not
+MAX_MARGIN_S = 0.04  # chosen: the margin is doubled up to this if the network or a busy event loop requires more
+COLD_MARGIN_S = 0.04  # chosen: the first requests wait for DNS, connections and TLS, later ones do not
 WARM_UP_S = 0.5  # chosen: how long requests count as the first ones
 
 
 class SendWindow:
-    """The send times of the latest requests, as far as they count."""
+    """The send times of the latest requests that still count."""
 
     def __init__(self, per_s: float) -> None:
         self._per_s = per_s
@@ -45,7 +45,7 @@ class SendWindow:
 
         Delayed requests arrive together, in one window of the gateway with requests that were sent a second later.
         """
-        # A window may have many requests, but only few were sent after a late one.
+        # A window may have many requests, but few of them were sent after a late one.
         later: deque[float] = deque()
         while self._sent_s and self._sent_s[-1] > sent_s:
             later.appendleft(self._sent_s.pop())
@@ -54,7 +54,7 @@ class SendWindow:
         self._sent_s.extend(later)
 
     def widen(self) -> bool:
-        """Make the windows longer, since requests arrive closer to each other than they are sent, if possible."""
+        """Make the windows longer, up to a maximum, since requests arrive closer together than they were sent."""
         if self._margin_s >= MAX_MARGIN_S:
             return False
         self._margin_s *= 2

@@ -1,4 +1,4 @@
-"""When submits were sent: those without an answer, and accepted ones as long as a limiter may remember them."""
+"""The send times of submits without an answer, and of accepted submits as long as a limiter may remember them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from array import array
 from bisect import bisect_left, bisect_right, insort
 
-MAX_MEMORY_S = 300.0  # chosen: windows of five minutes are found; a limit over hours is better configured
-KEPT_S = 2 * MAX_MEMORY_S  # chosen: a window of five minutes, and a pause that was guessed too long
+MAX_MEMORY_S = 300.0  # chosen: windows up to five minutes are found; users should configure a limit over hours
+KEPT_S = 2 * MAX_MEMORY_S  # chosen: a window of five minutes, plus a pause that was guessed too long
 
 
 class SubmitLog:

@@ -57,7 +57,7 @@ class Accepted(Struct, frozen=True):
 
 
 SERVER_ERRORS = frozenset({500, 503})
-"""The statuses of `Refusal.RETRYABLE`. The API document does not call such a POST free, as it does ERROR."""
+"""The statuses of `Refusal.RETRYABLE`. The API document calls ERROR free, but not such a POST."""
 
 
 class Refusal(StrEnum):

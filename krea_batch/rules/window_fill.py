@@ -1,12 +1,13 @@
-"""Fill a window: send what a limiter accepts in a window as soon as the window has room, rather than evenly.
+"""Fill a window: send the submits that a limiter accepts in a window as soon as it has room, rather than evenly.
 
-An even rate loses what a pause has left over, which is most of a window of a minute. A limiter with a window refuses
-for long, and after about the same number of submits in each window. `WindowFill` keeps this number in any window of
-the length that was found. A Retry-After in whole seconds shows the length up to a second, so the length is bisected;
-a window that is tried too short costs one 429. Times are monotonic.
+With an even rate, what a window still allows after a pause is lost, which is most of a window of a minute. A limiter
+with a window refuses for a long time, and after about the same number of submits in each window. `WindowFill` sends
+at most this number in any window of the length that was found. A Retry-After in whole seconds shows the length only
+to a second, so the length is bisected; trying a window that is too short costs one 429. Times are monotonic.
 
-A refusal in a window that should have had room means one of two things. If few submits were accepted shortly before
-it, the window is longer. Otherwise its number is lower: refused submits may count as well, or the limit has changed.
+A refusal in a window that should have had room has one of two causes. If few submits were accepted shortly before it,
+the window is longer. Otherwise, the number of submits is lower, because refused submits count as well or because the
+limit has changed.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ from krea_batch.rules.send_window import MARGIN_S
 from krea_batch.rules.submit_log import MAX_MEMORY_S, SubmitLog
 
 MIN_WINDOW_S = 2.0  # chosen: Retry-After has whole seconds, so a shorter pause may be that of a bucket
-SATURATED_SHARE = 0.3  # chosen: a cycle with so much refusal began and ended with a full window, so it is as long
-MIN_COUNT = 4  # chosen: fewer submits in a window are spread evenly as well
-PRECISION = 0.01  # chosen: a window that is known to 1 % is known
-MAX_LONGER = 1.1  # chosen: a window that is known and filled does not become longer than this
-FULL_SHARE = 0.9  # chosen: so many accepted submits between two refusals filled the window
-STARTED_SUBMITS = 2  # chosen: with more submits accepted shortly before it, a refusal does not show a longer window
-STARTED_SHARE = 1 / 8  # chosen: of the number, if that is more
-MIN_SHARE = 0.5  # chosen: if fewer submits than this share of the number are accepted, it may be no window at all
-MAX_FAILURES = 3  # chosen: refusals in windows that were not filled; then an even rate is better
-PACE = 16.0  # chosen: a window is filled in a sixteenth of it
-MIN_PACE = 2.0  # chosen: in any case in a half
-PENDING_SHARE = 0.04  # chosen: of a window; so many submits may be refused together, and may count as well
+SATURATED_SHARE = 0.3  # chosen: if this share of a cycle was refused, it began and ended with a full window
+MIN_COUNT = 4  # chosen: with fewer submits in a window, an even rate is as good
+PRECISION = 0.01  # chosen: a window that is known to 1 % is known well enough
+MAX_LONGER = 1.1  # chosen: factor by which a window that is known and was filled may become longer
+FULL_SHARE = 0.9  # chosen: if this share was accepted between two refusals, the window was filled
+STARTED_SUBMITS = 2  # chosen: if more submits were accepted shortly before it, a refusal shows no longer window
+STARTED_SHARE = 1 / 8  # chosen: share of the number of submits, if that is more
+MIN_SHARE = 0.5  # chosen: if a smaller share of the number is accepted, the limiter may have no window
+MAX_FAILURES = 3  # chosen: after this many refusals in windows that were not filled, an even rate is better
+PACE = 16.0  # chosen: a window is filled in a sixteenth of its length
+MIN_PACE = 2.0  # chosen: a window is filled in half of its length at the latest
+PENDING_SHARE = 0.04  # chosen: share of a window; this many submits may be refused together, and may count as well
 PROBE_DELAY_S = 45.0  # chosen: a limit that was raised is followed within a minute or two windows
-PROBE_SUBMITS = 50  # chosen: one 429 for so many submits at most
+PROBE_SUBMITS = 50  # chosen: at most one 429 for this many submits
 
 
 class _Cause(Enum):
     """Why the latest submit was refused."""
 
-    LONGER = auto()  # the window is longer than it was taken for
-    LOWER = auto()  # its number is lower, and unknown until a submit is accepted
-    NO_WINDOW = auto()  # perhaps the limiter has no window; a short pause shows it
+    LONGER = auto()  # the window is longer than assumed
+    LOWER = auto()  # the number of submits is lower, and unknown until one is accepted
+    NO_WINDOW = auto()  # the limiter may have no window; a short pause then shows it
     KNOWN = auto()
 
 
@@ -117,7 +118,7 @@ class WindowFill:
         self._since_probe += 1
         self._since_refusal += 1
         span_s = sent_s - self._log.before(sent_s, self.limit)
-        # Fewer submits than a window allows fit into less than a window, so they do not show its length.
+        # Fewer submits than a window allows also fit into a shorter time, so they do not show its length.
         if self.limit >= self._full_count and self._refused_span_s < span_s < self._accepted_span_s:
             self._accepted_span_s = span_s
         if self.is_known or self._since_probe > self.count:
@@ -193,5 +194,5 @@ class WindowFill:
 
 
 def is_window(pause_s: float, window_s: float) -> bool:
-    """Return whether a pause is as long as one that a window of this length needs."""
+    """Return whether a pause is long enough for a window of this length."""
     return pause_s > max(MIN_WINDOW_S, SATURATED_SHARE * window_s)
