@@ -1,7 +1,8 @@
-"""Checks before a run whether images could be fetched, by the addresses of the hosts they come from.
+"""Checks before a run whether images could be fetched from the addresses of their hosts.
 
-A VPN or proxy tool with fake-IP DNS, or a local NAT64, answers with addresses that are refused for images. Found out
-later, every image would be paid for and then refused. A host behind a proxy is not checked: the proxy resolves it.
+A VPN or proxy tool with fake-IP DNS, or a local NAT64, answers with addresses from which images are not fetched.
+Without this check, images would be paid for before this is noticed. A host behind a proxy is not checked, because the
+proxy resolves its name.
 """
 
 from __future__ import annotations
@@ -58,15 +59,15 @@ async def find_refused_host(settings: Settings, cdn_hosts: Iterable[str]) -> Ref
     """Return the first host from which no image could be fetched, or None.
 
     `cdn_hosts` are those from which images of the run came before; that of the API document is added for its gateway.
-    A name that cannot be resolved is left to the run. Raises InputError if the proxy of the environment cannot be
-    used.
+    A name that cannot be resolved is not an error here; the run reports it. Raises InputError if the proxy of the
+    environment cannot be used.
     """
     gateway = urlsplit(settings.gateway)
     gateway_host = gateway.hostname or ""
     is_allowed = partial(
         is_allowed_address, allow_loopback=is_loopback(gateway_host), networks=settings.allowed_networks
     )
-    # The gateway may be anywhere. But DNS that answers with addresses in place of others does so for images, too.
+    # The gateway may have any address. But if DNS gives a fake address for it, it also does so for images.
     addresses = await _addresses(gateway_host, gateway.port or 443)
     if addresses and all(_is_in_place_of_another(each) and not is_allowed(each) for each in addresses):
         return RefusedHost(gateway_host, addresses[0], network_to_allow(addresses[0]))

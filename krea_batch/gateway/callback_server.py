@@ -20,7 +20,7 @@ from krea_batch.settings import Webhook
 
 MAX_CONNECTIONS = 64  # chosen: callbacks take milliseconds each, and files and sockets of the run need descriptors
 MAX_CONNECTION_S = 10.0  # chosen: headers and body of a callback, a few hundred bytes, over a slow line
-BACKLOG = 16  # chosen: so many are accepted before the oldest are closed; others wait in the operating system
+BACKLOG = 16  # chosen: this many are accepted before the oldest are closed; others wait in the operating system
 SHUTDOWN_S = 1.0  # chosen: connections are closed first, so handlers end without a wait
 
 _logger = logging.getLogger(__name__)

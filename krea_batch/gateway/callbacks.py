@@ -1,7 +1,7 @@
 """Receives callbacks, as function calls or as an ASGI app, and reports job numbers with their payload.
 
 A callback proves nothing. Its URL identifies a job with tokens that cannot be guessed, so it may trigger a poll of
-that job. What its body says is used only if the poll confirms it.
+that job. The content of its body is used only if the poll confirms it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class CallbackRouter:
         return hmac.new(self._secret, label, hashlib.sha256).hexdigest()[:_TOKEN_CHARS]
 
     def _parse_path(self, path: str) -> int | None:
-        """Return the number of the job whose URL has this path, or None. All wrong paths take the same time."""
+        """Return the number of the job whose URL has this path, or None. Takes the same time for all wrong paths."""
         run_token, number, token = ["", "", "", *path.split("/")][-3:]
         job_no = int(number) if number.isascii() and number.isdigit() and len(number) <= _MAX_DIGITS else 0
         run_matches = hmac.compare_digest(run_token.encode(), self._run_token.encode())

@@ -1,7 +1,7 @@
 """The HTTP client of the gateway: submits, polls and downloads over aiohttp's sessions.
 
-Nothing is retried here, neither a POST nor a poll. Whether the first byte of a POST may have left when it failed is
-the difference between `NotSent` and `Ambiguous`.
+Neither POSTs nor polls are retried here. If a POST fails, the result is `NotSent` if not even its first byte can have
+left, and `Ambiguous` otherwise.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from krea_batch.settings import ApiKey, Settings, is_loopback
 # chosen: a load balancer waits 60 to 240 s for its upstream before it answers 504; three minutes more than our own
 # time-out cover that, and keep one of the submitter's POST slots for no longer
 LATE_ANSWER_S = 180.0
-LAST_LOOK_S = 5.0  # chosen: the time in which what was sent while this process stood still is sent again by TCP
+LAST_LOOK_S = 5.0  # chosen: within this time, TCP sends again what was lost while this process stood still
 READ_TIMEOUT_S = 30.0  # chosen: a CDN that sends nothing for longer has stalled
 DOWNLOAD_TIMEOUT_S = 600.0  # chosen: 64 MiB at 1 Mbit/s; a slower download is resumed
 CHUNK_BYTES = 1 << 18  # chosen: bounds the memory of a download
@@ -87,9 +87,8 @@ class ImageDownload:
 class GatewayClient:
     """The gateway and its CDN for one run; an async context manager. `submit` and `poll` raise no network errors.
 
-    `cdn_hosts` are those from which images came before. Raises InputError when it is entered, if the proxy or the
-    certificates of the environment cannot be used, or if no image could be fetched from a host because of its
-    address.
+    `cdn_hosts` are hosts from which images came before. Entering the context raises InputError if the proxy or the
+    certificates of the environment cannot be used, or if the address of a host does not allow to fetch images.
     """
 
     def __init__(self, settings: Settings, key: ApiKey, *, cdn_hosts: Sequence[str] = ()) -> None:
@@ -138,9 +137,9 @@ class GatewayClient:
     ) -> PostVerdict:
         """POST a job's body once, and return the outcome. `callback` is the webhook URL.
 
-        `on_sending` is called once, just before the first byte can leave. If this is cancelled earlier, nothing was
-        sent. The connection may take `request_timeout_s`; the answer LATE_ANSWER_S more than that, since giving up
-        after a POST was sent leaves an image that may be paid for.
+        `on_sending` is called once, just before the first byte can leave. If this call is cancelled earlier, nothing
+        was sent. The connection may take `request_timeout_s`. The answer may take LATE_ANSWER_S longer, because a
+        POST that was sent may be paid for.
         """
         headers = self._key_headers() | wire.SUBMIT_HEADERS
         if callback:
@@ -157,7 +156,7 @@ class GatewayClient:
                 on_sending()
 
         def look_once_more() -> None:
-            # If this process was stopped, the answer may lie in the socket: both are noticed at the same moment.
+            # If this process was stopped, the answer may already be in the socket when the time-out is noticed.
             limit.reschedule(loop.time() + LAST_LOOK_S)
 
         transmission = Transmission(begin_sending)
@@ -201,7 +200,7 @@ class GatewayClient:
         except NETWORK_ERRORS as error:
             return PollFailed(describe_error(error))
         finally:
-            # The connection may be one answer behind unless its answer was for this request.
+            # Unless the answer was for this request, the connection may be one answer behind.
             if polled and polled.names_request:
                 self._polls.give_back(session)
             else:

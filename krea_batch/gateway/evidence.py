@@ -1,4 +1,4 @@
-"""Finds the request_id in an answer that cannot be read as it should be. Pure.
+"""Finds the request_id in an answer that is damaged or unexpected. Pure.
 
 A request_id in the answer to a POST means that the job was accepted, and probably paid for, however damaged the
 answer is. `read_json` reads an object in spite of damage elsewhere. `find_request_ids` finds request_ids in any
@@ -23,7 +23,7 @@ _ZLIB = zlib.MAX_WBITS
 _RAW_DEFLATE = -zlib.MAX_WBITS  # what some servers send as "deflate"
 
 # API document, Output: the model and a UUID, whose digits the document masks with x. A UUID has a fixed length, so
-# one that was cut off is not taken for a whole one.
+# one that was cut off is not taken for a complete one.
 _UUID = "-".join(f"[A-Za-z0-9]{{{digits}}}" for digits in (8, 4, 4, 4, 12))
 _REQUEST_ID = re.compile(rf"(?<![A-Za-z0-9_~.:-]){MODEL_ID}_{_UUID}(?![A-Za-z0-9_~:-])")
 
@@ -55,7 +55,7 @@ def find_request_ids(body: bytes) -> set[str]:
 
 
 def decompress(body: bytes) -> bytes:
-    """Return what was compressed with gzip or deflate, as far as it goes; other bytes unchanged. At most 1 MiB."""
+    """Decompress gzip or deflate as far as possible, to at most 1 MiB. Return other bytes unchanged."""
     if body.startswith(b"\x1f\x8b"):
         return _inflate(body, _GZIP) or body
     if not body or body[0] in b"{[<\"' \t\r\n\xef\xfe\xff\0":  # text, or the byte order mark of text

@@ -1,4 +1,4 @@
-"""Proves by polls that a request_id of unknown origin is one of the gateway."""
+"""Proves by polls that the gateway knows a request_id of unknown origin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def prove(poll: Callable[[str], Awaitable[PollVerdict]], request_id: str, 
     """Poll a request_id until an answer names it, at most MAX_PROOF_POLLS times.
 
     Any verdict but a PollFailed shows that the gateway knows the request_id. A PollFailed with one of GONE_STATUSES
-    shows that it does not, since every poll was answered so: right after a POST, one such answer may be an error.
+    shows that it does not, because all polls had this answer; a single one might be an error, right after a POST.
     """
     failed: PollFailed | None = None
     for n in range(MAX_PROOF_POLLS):

@@ -1,11 +1,11 @@
 """Finds the proxy of a host in the environment: HTTPS_PROXY and NO_PROXY, as the standard library reads them.
 
-aiohttp's `trust_env` is not used: it also sends the passwords of ~/.netrc, reads that file for each request, and
-does not say which requests go through a proxy. The caller must know it, because the address of a host behind a proxy
-cannot be checked (SECURITY.md).
+aiohttp's `trust_env` is not used, because it also sends the passwords of ~/.netrc, reads that file for each request,
+and does not say which requests go through a proxy. The caller must know that, because the address of a host behind a
+proxy cannot be checked (SECURITY.md).
 
-Plain http is used on this machine only (Settings, url_policy), so it never goes through a proxy: the key would leave
-the machine unencrypted.
+Plain http is used on this machine only (Settings, url_policy). It never goes through a proxy, because the key would
+leave the machine unencrypted.
 """
 
 from __future__ import annotations

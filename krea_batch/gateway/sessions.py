@@ -1,10 +1,11 @@
 """Opens aiohttp's sessions: which connections a request may use, and what is sent besides its own headers.
 
-A connection is believed only as far as its past allows. A server, or a proxy in front of it, may send one answer too
-many: a time-out page and then the late answer, or a 408 on an idle connection. On a kept connection it would be taken
-for the answer to the next request. Therefore:
+A server, or a proxy in front of it, may send one answer too many: for example a time-out page and then the late
+answer, or a 408 on an idle connection. On a kept connection, a surplus answer would be taken for the answer to the
+next request. Therefore:
 
-- POSTs and downloads use each connection once. The answer to a POST is money, and an image does not say whose it is.
+- POSTs and downloads use each connection once. A mistaken answer to a POST costs money, and an image does not say to
+  which job it belongs.
 - Polls keep their connections, since a status names its request. The caller gives a connection back only after an
   answer that did; `KeptSessions` closes the others.
 
@@ -125,8 +126,8 @@ class KeptSessions:
         self, open_kept: Callable[[], aiohttp.ClientSession], clock: Callable[[], float] = time.time
     ) -> None:
         self._open_kept = open_kept
-        # The time of day: the monotonic clock, by which aiohttp measures, stands still while a laptop sleeps, and a
-        # connection that is hours old would be used again. A clock that is set costs new connections, nothing else.
+        # The wall clock: the monotonic clock, which aiohttp uses, stands still while a laptop sleeps, so a connection
+        # that is hours old would be used again. If the wall clock is set, only new connections are opened.
         self._clock = clock
         self._idle: deque[tuple[aiohttp.ClientSession, float]] = deque()  # the longest idle first
         self._is_keeping = True
@@ -168,7 +169,7 @@ class KeptSessions:
 
 
 class ReceivedBody:
-    """The body of a response as it arrives, so that what came is there if the rest does not. At most `max_bytes`."""
+    """The body of a response as it arrives, at most `max_bytes`. What has arrived is kept if the rest does not."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

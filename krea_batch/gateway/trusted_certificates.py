@@ -1,7 +1,7 @@
 """Finds the certificates that connections trust, in the environment.
 
-OpenSSL reads SSL_CERT_FILE and SSL_CERT_DIR itself. In networks with a certificate of their own, people have set
-REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE for other programs, so these are used if neither of the first two is set.
+OpenSSL reads SSL_CERT_FILE and SSL_CERT_DIR itself. In networks that intercept TLS, users often have
+REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE set for other programs, so these are used if neither of the first two is set.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def find_bundle() -> Bundle | None:
 
 
 def system_paths() -> list[str]:
-    """Return the file and the directory of the system's certificates, as far as they exist."""
+    """Return the file and the directory of the system's certificates, if they exist."""
     paths = ssl.get_default_verify_paths()
     return [path for path in (paths.cafile, paths.capath) if path]
 

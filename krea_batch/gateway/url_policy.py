@@ -3,9 +3,10 @@
 The URL comes from the gateway's response and is not trusted. Host names are checked here, and the address that a name
 resolves to is checked again when the connection is made.
 
-Some networks have addresses that stand for others: a NAT64 (RFC 6052), or a VPN whose DNS answers with fake ones.
-With the NAT64 prefix that is the same everywhere, the embedded IPv4 address decides. Other networks are the user's
-decision, in `Settings.allow_networks`; addresses of this machine, its link and its cloud are never allowed.
+Some networks use addresses that stand for others: a NAT64 (RFC 6052), or a VPN whose DNS answers with fake addresses.
+With the well-known NAT64 prefix, the embedded IPv4 address is checked. Users can allow other networks in
+`Settings.allow_networks`, but never addresses of this machine, link-local addresses, or those of cloud metadata
+services.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def url_rejection_reason(url: str, *, allow_loopback: bool, networks: tuple[IPNe
 
 
 def _is_numeric(host: str) -> bool:
-    """Return whether the host is an address and no name, also in a form that only some resolvers read (0x7f.1).
+    """Return whether the host is an address rather than a name, even in a form that few resolvers read (0x7f.1).
 
     Direct connections are checked again when they are made. A proxy resolves the host itself.
     """
@@ -110,7 +111,7 @@ def is_allowed_address(address: str, *, allow_loopback: bool, networks: tuple[IP
 
 
 def network_to_allow(address: str) -> IPNetwork | None:
-    """Return the network with which the settings would allow an address that is refused; None if none would."""
+    """Return the network that the settings would have to allow for a refused address; None if none would help."""
     ip = _embedded_ipv4(ip_address(address.partition("%")[0]))
     nat64 = ip_network((int(ip) >> 32 << 32, 96)) if ip in LOCAL_NAT64 else LOCAL_NAT64
     for network in (FAKE_IP, LOCAL_NAT64, nat64, *PRIVATE_NETWORKS):
@@ -162,7 +163,7 @@ def _local_nat64_readings(ip: IPv4Address | IPv6Address, network: IPNetwork) -> 
 
 
 def announces_size(status: int, headers: Mapping[str, str]) -> bool:
-    """Return whether a response says where the image ends, so that one that breaks off is noticed.
+    """Return whether a response says where the image ends, so that an incomplete one is noticed.
 
     A part (206) must be the last one.
     """

@@ -3,11 +3,11 @@
 Requests follow the API document to the letter. Responses are parsed tolerantly, but not where money is involved: a
 response to a POST that is not clearly a refusal is `Ambiguous`.
 
-A damaged answer to a POST is `Accepted` immediately if its object can be read and has its request_id in its place,
-whatever the damage elsewhere (evidence.read_json). If the request_id is only part of what came (a cut object, another
-place, a status other than 2xx, a polling_url of another request), the verdict is `Ambiguous` with the request_id as a
-candidate, which a poll has to prove. If there are two, the gateway must know one and deny the other. If it knows
-both, one of them is of another job, whose image this job might get.
+A damaged answer to a POST is `Accepted` immediately if its JSON object can be read and has a request_id in its place,
+whatever the damage elsewhere (evidence.read_json). If a request_id is found in another way (in an object that was cut
+off, in another place, with a status other than 2xx, beside a polling_url of another request), the verdict is
+`Ambiguous` with the request_id as a candidate, which a poll has to prove. If there are two candidates, the gateway
+must know one and deny the other. If it knows both, one belongs to another job, whose image this job might get.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def fingerprint(job: Job) -> bytes:
 def fingerprint_of(body: bytes) -> bytes:
     """Return the fingerprint of a body made by `encode_body`: its key order is fixed, so its bytes are canonical.
 
-    A local reference image counts by its content, wherever its object is.
+    A local reference image is identified by its content, wherever its object is stored.
     """
     if b'"image_url":' in body:
         body = with_object_urls(body, "sha256:")
@@ -168,13 +168,13 @@ def read_post_answer(answer: Answer, *, now: datetime) -> PostVerdict:
     wait_s = retry_after_s(answer.retry_after, answer.date, now=now)
     if answer.status == 429 or (answer.status == 403 and wait_s is not None):
         return Refused(Refusal.RATE_LIMITED, answer.status, detail, wait_s)
-    # A firewall answers some prompts with a 403 page of its own, which says nothing about the key.
+    # A firewall answers some prompts with its own 403 page, which says nothing about the key.
     is_page = answer.status == 403 and fields is None and bool(answer.body)
     if answer.status in _FATAL and not is_page:
         return Refused(Refusal.FATAL, answer.status, detail)
     if answer.status in _REJECTED or is_page:
         return Refused(Refusal.REJECTED, answer.status, detail)
-    # An error that names a request_id, wherever it stands, does not prove that nothing was queued.
+    # An error that names a request_id anywhere does not prove that nothing was queued.
     if answer.status in SERVER_ERRORS and _is_error_body(fields) and not evidence.find_request_ids(answer.body):
         return Refused(Refusal.RETRYABLE, answer.status, detail, wait_s)
     return in_doubt(f"HTTP {answer.status} does not say whether the job was queued", answer)
@@ -201,7 +201,7 @@ def in_doubt(reason: str, answer: Answer | None) -> Ambiguous:
 
 
 def _named_ids(body: bytes) -> set[str]:
-    """Return the request_ids that an answer names, wherever they stand."""
+    """Return the request_ids that an answer names anywhere."""
     found = evidence.find_request_ids(body)
     if (fields := _decode(body)) is None:
         return found
@@ -249,7 +249,7 @@ def read_callback(body: bytes) -> CallbackPayload:
         return CallbackPayload()
     request_id = fields.request_id if is_request_id(fields.request_id) else None
     progress = _progress(fields)
-    # A callback may announce COMPLETED without the output, which the poll then has.
+    # A callback may say COMPLETED without the output; the poll then returns it.
     return CallbackPayload(request_id, not isinstance(progress, Waiting) or progress.status == "COMPLETED")
 
 

@@ -3,7 +3,7 @@
 run_dir           the run directory: its files, its lock
 atomic            replace a file atomically
 os_errors         what to do about an error of the operating system
-outputs           guards what commands write where the user points them
+outputs           guards the files and directories that commands write at a user's paths
 async_io          asyncio helpers for file work
 png               validates PNG data while it streams
 image_types       the types of images, and the check of an image as it streams
@@ -11,10 +11,10 @@ image_file        a partial download: .part file, fsync, rename
 local_writer      stores images in the run directory, several per fsync
 sink_writer       verifies images and hands them to a sink
 results_file      results.jsonl
-results_rows      reads results.jsonl, and marks how far
+results_rows      reads results.jsonl, and marks how far it was read
 notebook_display  what a notebook shows for an outcome
 spill             request_ids that the ledger could not take
 sinks             folders and object stores
 reference_files   reads local reference images, and names their contents
-reference_store   uploads them to an object store, and signs their URLs
+reference_store   uploads reference images to an object store, and signs their URLs
 """

@@ -19,12 +19,12 @@ _NOT_SUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)  
 
 
 def open_for_writing(path: str | Path, flags: int = 0) -> int:
-    """Open a file for writing and return its descriptor. A symbolic link is not followed: it would lead elsewhere."""
+    """Open a file for writing and return its descriptor. Fails for a symbolic link, which would lead elsewhere."""
     return os.open(path, os.O_WRONLY | NO_FOLLOW | flags, 0o644)
 
 
 def part_path(final: Path) -> Path:
-    """Return the path of the hidden file that has the bytes of `final` until they are complete.
+    """Return the path of the hidden file in which `final` is written until it is complete.
 
     A name that would be too long is replaced by its hash.
     """
@@ -37,8 +37,8 @@ def part_path(final: Path) -> Path:
 def sync_fd(fd: int) -> None:
     """Make the bytes of an open file, or the names of a directory, durable. Raises OSError.
 
-    On macOS, fsync leaves them in the cache of the drive, and F_FULLFSYNC does not (fsync(2) of macOS). It is refused
-    by file systems that have nothing better than fsync.
+    On macOS, fsync leaves them in the cache of the drive; F_FULLFSYNC does not (fsync(2) of macOS). File systems that
+    have nothing better than fsync refuse F_FULLFSYNC.
     """
     if os.name != "nt":
         import fcntl
@@ -64,7 +64,7 @@ def fsync_path(path: str | Path) -> None:
 
 
 def commit(part: Path, final: Path) -> None:
-    """Give a complete file its final name, replacing what has it; both are durable at return. Raises OSError."""
+    """Rename a complete file to its final name, replacing any file there. Durable at return. Raises OSError."""
     fsync_path(part)
     os.replace(part, final)  # noqa: PTH105 - crash tests replace this module's `os`
     fsync_path(final.parent)

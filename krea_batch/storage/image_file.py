@@ -1,8 +1,8 @@
 """Partial downloads: bytes are written to a `.part` file, validated, synced, and renamed when they are complete.
 
-A file with the name of an image is always complete: it gets its name after it is validated and synced, and before
-the directory is synced. Everything here blocks and runs in a disk thread. Images are committed
-several at a time, since consecutive syncs share the disk's work.
+A file with the name of an image is always complete: it is renamed after it is validated and synced, and the directory
+is synced after that. Everything here blocks and runs in a disk thread. Images are committed several at a time, since
+consecutive syncs share the disk's work.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ class ImageFile:
     `name` is the path below images/ without suffix: the job's name, or `<name>-2` for its second image. Its folders
     are created when the image gets its name. The `.part` file is in images/ itself and named by the job's id; the
     job's number in the ledger (`job_no`) distinguishes it from that of a job whose id is `<id>-2`, or differs in case
-    only.
-    `output` is the number of the image in its job, from 1. With `keep_surplus`, a PNG is kept although bytes follow
-    its end. Set `is_sized` if the response announced the image's size; see `ImageValidator`.
+    only. `output` is the number of the image in its job, from 1. With `keep_surplus`, a PNG is kept although bytes
+    follow its end. Set `is_sized` if the response announced the image's size; see `ImageValidator`.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class ImageFile:
 
     @property
     def part(self) -> Path:
-        """The file that has the bytes until the commit."""
+        """The file in which the bytes are until the commit."""
         return Path(self._part)
 
     @property
@@ -137,7 +136,7 @@ class ImageFile:
 
     @contextmanager
     def _open_for_write(self) -> Iterator[int]:
-        """Open the file for one write only, so that a download can be dropped at any time."""
+        """Open the file for a single write, so that a download can be dropped at any time."""
         fd = self._open()
         try:
             yield fd
@@ -155,10 +154,10 @@ class ImageFile:
             return open_for_writing(self._part, os.O_CREAT | os.O_EXCL)
 
     def _claim_name(self) -> str:
-        """Rename to the first free name. A file with the same bytes is ours, from a run that was killed here."""
+        """Rename to the first free name. A file with the same bytes was left by a run that was killed here."""
         for name in candidate_names(self.stem, EXTENSIONS[self._validator.media_type]):
             final = f"{self.images_dir}/{name}"
-            # Many images may want one name, so a name that is taken costs a single call.
+            # Many images may have the same preferred name, so a name that is taken costs a single call.
             try:
                 is_free = os.lstat(final).st_size == self.written_bytes and self._has_content(final)
             except FileNotFoundError:
@@ -213,7 +212,7 @@ def commit_many(last_chunks: Sequence[tuple[ImageFile, Sequence[bytes]]]) -> lis
         _result_or_error(image.commit_name) if error is None else error
         for error, image in zip(errors, images, strict=True)
     ]
-    # A directory that another group or a killed run has created may not be durable yet, so none is left out.
+    # Every directory is synced, because one that another group or a killed run created may not be durable yet.
     folders = {folder for image, result in zip(images, results, strict=True) if isinstance(result, StoredFile)
                for folder in image.folders}  # fmt: skip
     sync_errors = [_result_or_error(fsync_path, folder) for folder in (*folders, images[0].images_dir)]

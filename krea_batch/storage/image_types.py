@@ -1,7 +1,7 @@
 """The types of images that the gateway may send, recognised by their first bytes.
 
-The API document promises PNGs, which `png` checks completely. An image of another type is paid for all the same, so
-it is kept under its true type; only its length can be checked.
+The API document promises PNGs, which `png` checks completely. An image of another type is paid for as well, so it is
+kept under its true type; only its length can be checked.
 """
 
 from __future__ import annotations

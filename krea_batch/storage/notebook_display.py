@@ -1,7 +1,7 @@
 """What a notebook shows for an outcome: its first image, or a text.
 
-Notebooks ask an object for `_repr_mimebundle_`, and show the richest of the formats in it. IPython is not needed for
-that, so it is not imported.
+Notebooks call an object's `_repr_mimebundle_`, and show the richest of the formats that it returns. This does not
+need IPython, so IPython is not imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MimeBundle = tuple[dict[str, str], dict[str, Any]]
 
 
 def show_in_notebooks(outcome: Outcome, run_dir: Path) -> None:
-    """Let notebooks show the image. What is set is no field: it is not compared, encoded or copied."""
+    """Let notebooks show the image. This sets no field of the outcome, so it is not compared, encoded or copied."""
     outcome.__dict__["display"] = partial(outcome_display, run_dir)
 
 

@@ -14,7 +14,7 @@ _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def is_out_of_files(error: OSError) -> bool:
-    """Return whether too many files are open, in this process or on this machine. It passes as others are closed."""
+    """Return whether too many files are open, in this process or on this machine. This ends when some are closed."""
     return error.errno in _OUT_OF_FILES
 
 

@@ -1,8 +1,8 @@
-"""Guard the files and directories that commands write where the user points them.
+"""Guard the files and directories that commands write at paths that the user gives.
 
-A command replaces only what it wrote itself, and never anything of a run, however its path is written: `..`, symbolic
-links and another case lead to the same check, since it asks the file system. New content is written beside the output
-and takes its name when it is complete; until then, what was there stays.
+A command replaces only what it wrote itself, and never anything of a run. The check compares files, not paths, so
+`..`, symbolic links and another case make no difference. New content is written beside the output and renamed when it
+is complete; until then, the old output stays.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from krea_batch.storage.spill import SPILL
 CheckExisting = Callable[[Path], None]
 """Raises InputError unless the existing file or directory at the path may be replaced."""
 
-# The names of a run's own files and directories; result.json is that of a benchmark. The others begin so: the ledger
-# and its WAL, the results, hidden parts of all files.
+# The names of a run's own files and directories; result.json belongs to a benchmark. Other files of a run begin with
+# one of the prefixes: the ledger and its WAL, the results, hidden parts of all files.
 _RUN_NAMES = frozenset({IMAGES, DUPLICATES, SIMULATOR_STATE_FILE, SPILL, "result.json"})
 _RUN_PREFIXES = (LEDGER, RESULTS, ".")
 _PART_PREFIX, _PART_SUFFIX = ".krea-batch-", ".part"
@@ -104,9 +104,9 @@ def left_parts(output: Path) -> list[Path]:
 def open_for_append(path: Path, is_own_line: Callable[[bytes], bool], what: str) -> int:
     """Open a file of lines for appending, and return its descriptor; create it, for this user only, if needed.
 
-    Call `check_output` first, unless the file is the run's own. Raises InputError if the file exists and its first
-    line is none of `what` by `is_own_line`, or if it may be a file of something else; OSError if it cannot be opened,
-    also for a symbolic link.
+    Call `check_output` first, unless the file is the run's own. Raises InputError if the file exists and
+    `is_own_line` does not recognise its first line as one of `what`, or if it may belong to something else. Raises
+    OSError if it cannot be opened, or is a symbolic link.
     """
     # Without O_NONBLOCK, opening a named pipe would wait for a reader. It has no effect on a file.
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0)
@@ -150,7 +150,7 @@ def _replace(part: Path, real: Path, old: Path, check_existing: CheckExisting) -
         return
     real.rename(old)
     try:
-        check_existing(old)  # only now, since until here others could add files to it
+        check_existing(old)  # only now, since others could add files to it until here
         part.rename(real)
     except BaseException:
         old.rename(real)

@@ -1,8 +1,8 @@
 """results.jsonl: one row per job that has ended, complete lines only.
 
 The ledger is authoritative; this file is a copy for people and tools. Rows are appended as jobs end. At the end of a
-run the file is rewritten from the ledger, so that each id occurs once; if that did not happen, the next run does it
-at its start. Rows that cannot have changed are copied.
+run, the file is rewritten from the ledger, so that each id occurs once. If a run did not do so, the next one does it
+when it starts. Rows that cannot have changed are copied.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def mark_results(path: Path) -> ResultsMark | None:
 
 
 def matches_mark(path: Path, mark: ResultsMark) -> bool:
-    """Return whether the file still starts with the bytes of the mark, as far as its tail shows. Raises OSError."""
+    """Return whether the file still has the last bytes of the mark at their position. Raises OSError."""
     try:
         with path.open("rb") as file:
             return file.seek(0, 2) >= mark.size_bytes and _mark(file, mark.size_bytes) == mark

@@ -1,9 +1,9 @@
 """The run directory: its files, its lock, and the names of images.
 
-The lock is on the directory itself, so no lock file is left behind. It ends with the process, however that ends.
+The lock is on the directory itself, so no lock file is left behind. It ends with the process, even if that is killed.
 
-It is an flock, which belongs to the open file description. A forked child shares that, and would keep the directory
-locked after its parent has ended, so a child closes its copy.
+It is an flock, which belongs to the open file description. A forked child shares the description and would keep the
+directory locked after its parent has ended, so a child closes its copy.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def file_size(path: Path) -> int:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process has locked the run directory. Where that is impossible, no process has."""
+    """Return whether a process has locked the run directory; False where directories cannot be locked."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
@@ -167,7 +167,7 @@ def image_names(out: Path) -> Iterator[str]:
 def is_image(path: Path) -> bool:
     """Return whether a file may be an image that krea-batch wrote, or cannot be read. Its content is not validated.
 
-    Its first bytes show the type of its name, and a PNG has an end.
+    Its first bytes must match the extension of its name, and a PNG must have an end.
     """
     try:
         with path.open("rb") as file:

@@ -1,9 +1,9 @@
 """Verifies downloaded images and hands them to a sink.
 
-An image is staged in its `.part` file in `images/`, so that it is complete and hashed before the sink gets it, and so
-that a failed upload is retried without another download. The file is deleted when the sink has made the image
-durable. If the process is killed in between, the next run deletes the file, downloads the image again, and the sink
-finds that it has it.
+An image is first written to its `.part` file in `images/`, so that it is complete and hashed before the sink gets it,
+and so that a failed upload is retried without another download. The file is deleted when the sink has made the image
+durable. If the process is killed in between, the next run deletes the file and downloads the image again, and the
+sink finds that it already has the image.
 """
 
 from __future__ import annotations

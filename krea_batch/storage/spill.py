@@ -1,7 +1,8 @@
 """unrecorded.jsonl: request_ids that the ledger could not take when they arrived.
 
-Each is of a job that is paid. A line is durable when it is written, and the next start records it in the ledger
-(`ledger.adoption`). The file is kept until that is durable, and lines that cannot be recorded stay in it.
+The job of each request_id is paid for. A line is durable when it is written, and the next start records it in the
+ledger (`ledger.adoption`). The file is kept until the record is durable, and lines that cannot be recorded stay in
+it.
 """
 
 from __future__ import annotations

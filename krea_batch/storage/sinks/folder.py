@@ -43,7 +43,7 @@ class FolderSink:
         probe.unlink()
 
     def _store(self, image: VerifiedImage) -> Path:
-        # The hash keeps two jobs with the same image apart, and fits the longest name that a file system allows.
+        # The hash distinguishes two jobs with the same image, and fits the longest name that a file system allows.
         unique = hashlib.sha256(f"{image.sha256} {image.name}".encode()).hexdigest()
         part = self.path / f".{unique}.part"
         try:
@@ -52,7 +52,7 @@ class FolderSink:
             final = self._link_free_name(part, image)
         finally:
             part.unlink(missing_ok=True)
-        # A directory that a killed run has created may not be durable yet, so none is left out.
+        # Every directory is synced, because one that a killed run created may not be durable yet.
         for folder in final.relative_to(self.path).parents:
             fsync_path(self.path / folder)
         return final
