@@ -3,7 +3,7 @@
 job_files      JobFiles: check all files, then iterate over their jobs
 check          checks every row before anything is charged
 inputs         opens files, directories and standard input, and finds their format
-folder_texts   which files of a directory are read, and whether each is one prompt or many
+folder_texts   which files of a directory are read, and whether a file is one prompt or many
 options        how files are read: format, columns, template, sweep, prompt syntax
 fixed_values   values that apply to every row
 selection      the first jobs, or a sample of them
@@ -23,7 +23,7 @@ json_errors    explains invalid JSON
 field_errors   explains invalid fields
 key_paths      finds values in nested objects: params.seed
 data_sets      finds the files of data sets
-own_files      reads results and exports of krea-batch as jobs again
+own_files      reads results and exports of krea-batch as jobs
 values         converts values to the types of the fields
 formats        one module per format
 

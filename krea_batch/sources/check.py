@@ -1,7 +1,7 @@
 """Checks the rows of all job files: how many are valid, and what is wrong with the others.
 
-A line can be invalid on its own, because another line has the same id, or because the ledger has a job with the same
-id and a different request. Only the first kind is found while the line is read.
+A line can be invalid on its own. It can also conflict with another line that has the same id, or with a job of the
+ledger that has the same id and a different request. Conflicts are found only after the lines are read.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ FingerprintLookup = Callable[[Sequence[str]], Mapping[str, bytes]]
 class CheckResult(msgspec.Struct, frozen=True):
     """The result of a complete check: the valid `rows` and their `jobs`; `problems` and `notes` are truncated.
 
-    `duplicates` were left out because an earlier job has the same request. `repeated` jobs have one, too, and were
-    not left out. `repeated_names`: images that an option gives the name of an earlier one. `recorded` jobs are in
-    the ledger. `unread_syntax`: the syntaxes of other tools that would be sent as they are. `kept_arguments`: the
+    `duplicates` were left out because an earlier job has the same request. `repeated` jobs also repeat a request, and
+    were not left out. `repeated_names`: images that an option gives the name of an earlier one. `recorded` jobs are
+    in the ledger. `unread_syntax`: the syntaxes of other tools that would be sent as they are. `kept_arguments`: the
     names of arguments in prompts that were put into the metadata. `unselected` jobs were left out by `limit` or
     `sample`; all other jobs are in `jobs`. `references` is the number of different local reference images of the
     valid rows, `reference_bytes` their size.
@@ -93,7 +93,7 @@ class Check:
         self._parser = parser
         self._deduplicator = Deduplicator(self._add_duplicate) if duplicates else None
         self._duplicates = duplicates
-        self._may_equal_default_id = False  # whether a row has an id that another row could have by default
+        self._may_equal_default_id = False  # whether a row's id is one that another row could have by default
         self._requests: list[int] = []  # hashes of the requests of the latest rows
         self._request_buckets = HashBuckets(spool_dir)  # those of all others
         self._names: list[int] = []  # hashes of the names of images, if an option gives them, of the latest rows
@@ -204,7 +204,7 @@ class Check:
         )
 
     def _read_file(self, each: Input, after: FilePosition, rows_before: int, on_progress: OnProgress | None) -> None:
-        # This is the path for a million lines, so it has no function call per line that it can do without.
+        # A million lines go this way, so there is no function call per line that can be avoided.
         add_request, add_id, deduplicator, lookup = (
             self._requests.append,
             self._add_id,
@@ -250,7 +250,7 @@ class Check:
             self._rows += 1
             if count_syntax:
                 prompt = jobs[0].prompt
-                # Nothing is recognised in a prompt without these characters. Examining each takes ten times longer.
+                # A prompt without these characters has no such syntax. Examining every prompt takes ten times longer.
                 if (
                     prompt[0] == "/"
                     or "-" in prompt

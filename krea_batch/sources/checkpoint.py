@@ -1,7 +1,7 @@
-"""Checkpoints: how far job files have been read, for a later run to compare with its files.
+"""Checkpoints: how far job files have been read, so that a later run can skip those lines.
 
 A checkpoint is stored only if every line before it was valid and its job is in the ledger with the same content. A
-run that finds the same bytes skips those lines. If anything differs, it reads all of them, as without a checkpoint.
+later run skips these lines if the files still begin with the same bytes. Otherwise, it reads all lines.
 """
 
 from __future__ import annotations

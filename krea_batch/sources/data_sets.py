@@ -62,9 +62,9 @@ def snapshot_files(folder: Path) -> list[Path]:
 
 
 def unreadable_folder(folder: Path, left_out: str) -> InputError:
-    """Return the error for a directory without prompts, which names what could be meant.
+    """Return the error for a directory without prompts, which names files that could be meant.
 
-    `left_out` says which of its files are no job files.
+    `left_out` says which of its files are not job files.
     """
     if (folder / RESULTS_FILE).is_file():
         hint = f"name {folder / RESULTS_FILE} to use its jobs again"

@@ -1,7 +1,7 @@
 """Counts jobs whose request repeats an earlier one, or drops them.
 
-The request is compared as it would be sent, so rows with one prompt and different seeds are not duplicates, nor are
-the repeats of `--repeat`.
+The request is compared as it would be sent, so rows with the same prompt and different seeds are not duplicates. The
+repeats of `--repeat` are not duplicates either.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def hash_of_request(job: Job) -> int:
         return hash(_request_key(job))
     if job.seed is UNSET:
         return hash((job.prompt, job.aspect_ratio, job.creativity))
-    # The hash of a number would not do: that of -1 equals that of -2.
+    # The hash of a number cannot be used, because hash(-1) equals hash(-2).
     return hash((job.prompt, job.aspect_ratio, job.creativity, str(job.seed)))
 
 

@@ -1,6 +1,6 @@
 """duplicates.jsonl: the jobs that `--dedupe` left out, each with the images of the job that it repeats.
 
-They are not in the ledger, so they are no rows of results.jsonl, which is rewritten from the ledger.
+These jobs are not in the ledger, so they have no rows in results.jsonl, which is rewritten from the ledger.
 """
 
 from __future__ import annotations

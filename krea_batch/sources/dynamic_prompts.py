@@ -1,8 +1,8 @@
 """Expands dynamic prompts: `{a|b}`, weights `{2::a|1::b}`, `{2$$a|b|c}` and wildcards `__name__`.
 
-The library `dynamicprompts` is not used: it has had no release since March 2024, its random choices may differ from
-version to version, and a job whose prompt differs under the same id is refused. So every choice here depends on the
-id of the job only, through `Random.random`, whose sequence Python promises to keep for a seed.
+Every choice depends only on the id of the job, because a job whose prompt differs under the same id is refused. The
+choices use `Random.random`, whose sequence for a seed is guaranteed by Python. The library `dynamicprompts` is not
+used, because its choices may differ between versions, and it has had no release since March 2024.
 """
 
 from __future__ import annotations

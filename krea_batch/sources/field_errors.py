@@ -1,7 +1,7 @@
 """Explains why the fields of an object are not a valid job.
 
-What is valid is defined once, by the types in `jobs`. Each field is checked against them on its own to find the
-invalid one; only then a message is made.
+What is valid is defined only by the types in `jobs`. Each field is checked against them on its own to find the
+invalid one, and only then is a message made.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _metadata_conflict(fields: dict[str, Any]) -> JobError | None:
 
 
 def _nested_prompt(fields: dict[str, Any]) -> JobError | None:
-    """Explain a row whose prompts are deeper in it."""
+    """Explain a row whose prompts are nested in it."""
     if "prompt" in fields:
         return None
     if (keys := wrapper_path(fields)) and keys[0] not in FIELDS and _has_prompts(value_at(fields, keys)):
@@ -156,7 +156,7 @@ def _field_error(name: str, value: object) -> JobError | None:
 
 
 def unusable_prompt(prompt: str) -> JobError | None:
-    """Return why a prompt cannot be what was meant, or None if it can."""
+    """Return why a prompt is probably a mistake, or None."""
     if "\0" in prompt:
         return JobError('"prompt" contains a NUL character', "remove it, or name the encoding with --encoding")
     return JobError('"prompt" is empty', _HINTS["prompt"]) if prompt.isspace() or is_unusable(prompt) else None

@@ -16,7 +16,7 @@ _LINE_ENDS = re.compile(r"[\r\n]+")
 
 
 class TextCount:
-    """What one file of a directory of texts has: the number of its lines that are not blank, and a separator line."""
+    """The number of lines of a text file in a directory that are not blank, and a separator line if it has one."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ def require_utf_8_name(path: Path) -> None:
 
 
 def left_out_note(entries: Iterable[Path], chosen: Iterable[Path]) -> str:
-    """Return the end of a notice that names the entries of a directory that are not read; empty if there are none."""
+    """Return the end of a notice, which names the entries of a directory that are not read; "" if there are none."""
     read = set(chosen)
     names = sorted(each.name + "/" * each.is_dir() for each in entries if each not in read)
     if not names:

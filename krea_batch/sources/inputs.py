@@ -1,8 +1,8 @@
 """Opens inputs by path and yields their numbered rows, in the same form for all formats.
 
-A row is the bytes of a JSONL line, which a fast parser reads; the fields of a job, from any other format; or the
-JobError that says why the row is neither. Rows are numbered by line where there are lines and by record otherwise,
-and the numbering continues from file to file.
+A row is one of three things: the bytes of a JSONL line, which a fast parser reads; the fields of a job, from any
+other format; or a JobError for a row that cannot be read. Rows are numbered by line if the format has lines, else by
+record, and the numbers continue from file to file.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Input:
         """
         self.on_read(self.directory)
         if self._is_plain_jsonl():
-            yield from self.file.lines(on_block, after)  # directly, since this is the path for a million lines
+            yield from self.file.lines(on_block, after)  # called directly, since a million lines go this way
             self.row_count = self.file.line_count
             self._add_file_notices()
             return

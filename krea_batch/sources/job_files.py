@@ -4,9 +4,9 @@
         result = files.check()
         for job in files: ...
 
-A line without an id gets its running number over all files, including blank and invalid lines. So correcting a line
-or adding a file at the end never changes the id of a job before it. A job with a new id would be charged again, so
-lines that have moved since an earlier run keep their ids: see `moved_rows`.
+The id of a line without one is its running number over all files, counting blank and invalid lines. So correcting a
+line, or adding a file at the end, never changes the id of another job. A job with a new id would be charged again, so
+lines that have moved since an earlier run keep their ids (see `moved_rows`).
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ _force_setattr = msgspec.structs.force_setattr
 class JobFiles:
     """Job files in the given order; "-" is standard input. A context manager, since it may hold temporary files.
 
-    `options`: how the files are read. `skip_invalid`: iteration leaves out invalid lines, and of two lines with the
-    same id the later. `prompts` follow the files, as rows of their own. `stdin` and `spool_dir` replace the process's
+    `options`: how the files are read. `skip_invalid`: iteration leaves out invalid lines, and the later of two lines
+    with the same id. `prompts` are additional rows after the files. `stdin` and `spool_dir` replace the process's
     own. Raises InputError if a file is named twice or cannot be read, or if a template or sweep is invalid.
     """
 
@@ -265,7 +265,7 @@ class JobFiles:
                 continue
             for job in unique:
                 if not job.id:
-                    # The job is not shared with any other code yet, and a copy would cost more.
+                    # No other code has the job yet, so it can be changed, and a copy would cost more.
                     _force_setattr(job, "id", self._row_ids.id_of(number))
                     parser.set_image_name(job, job.id)
                 self._jobs_yielded += 1
@@ -319,7 +319,7 @@ def _require_effects(options: InputOptions, inputs: Sequence[Input]) -> None:
 
 
 def _once_for_many_files(inputs: Sequence[Input]) -> list[str]:
-    """Return the notices of all inputs, and of many that differ only in their file the first."""
+    """Return the notices of all inputs; of many that differ only in their file, return the first."""
     notices = [
         (notice, notice.removeprefix(f"{each.name}: ").partition(": ")[0])
         for each in inputs

@@ -1,7 +1,7 @@
 """Parses a line of JSON slowly and thoroughly, and explains what is wrong with it.
 
-The fast parser is `formats.jsonl`; this one is for lines that it refused or could not be sure of. It is stricter than
-JSON where an image could come out wrong: an object must not have a key twice.
+The fast parser is `formats.jsonl`; this one is for lines that the fast one refused or could not decide about. It is
+stricter than JSON where an image could be wrong: an object must not have a key twice.
 """
 
 from __future__ import annotations

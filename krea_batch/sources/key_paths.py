@@ -1,6 +1,6 @@
 """Finds values inside nested objects by paths such as `params.seed` or `images.0.prompt`.
 
-A key that contains the dot itself wins over a path: `{"params.seed": 1}` has a key of that name.
+A key that itself contains the dot takes precedence over a path: `{"params.seed": 1}` has a key of that name.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def paths_in(value: object, prefix: str = "") -> Iterator[str]:
 
 
 def wrapper_path(value: object) -> tuple[str, ...] | None:
-    """Return the keys that lead to the list that an object is only a wrapper of, or None.
+    """Return the keys that lead to the list that an object wraps, or None.
 
-    The list is the only one in its object, and it is all that is in it or has a usual name for a list of records. The
-    object may itself be all that is in another.
+    The list must be the only list in its object. It must also be the only value, or have a usual name for a list of
+    records. The object may itself be the only value of another object.
     """
     if not isinstance(value, dict):
         return None

@@ -1,16 +1,16 @@
 """Gives the rows of an edited file the ids under which their requests were submitted.
 
-A row without an id has its number as id, so a line put in or taken out shifts the numbers of all rows after it. What
-was paid for is in the ledger under the old numbers. The rules, in this order:
+The id of a row without one is its number, so inserting or removing a line shifts the numbers of all rows after it.
+The ledger has the paid jobs under the old numbers. The rules, in this order:
 
 1. A row whose number has the same request in the ledger keeps it.
-2. A row whose request is in the ledger under a number that no row of the files has takes this number. Of several
+2. A row whose request is in the ledger under a number that no other row has by now takes this number. Of several
    equal requests, the first row takes the lowest number.
 3. A row whose number is not in the ledger keeps it.
-4. All other rows are new, and get the next free numbers: above those of all rows, of all ids and of the ledger.
+4. All other rows are new, and get the next free numbers: above those of all rows, all ids and the ledger.
 
-Where the request under the number of a new row belongs to no row any more, the row may have been changed instead of
-put in. Such rows are reported and not numbered, unless the caller wants that.
+If the ledger has a request under the number of a new row, and no row has this request any more, the row may have been
+changed rather than inserted. Such rows are reported and get no number, unless the caller asks for it.
 
 The result depends only on the files and the ledger. A run that was killed finds the new rows that it recorded by rule
 2, so nothing is submitted twice.
@@ -62,7 +62,7 @@ class RecordedJobs(msgspec.Struct, frozen=True):
 
 
 class RowIds(msgspec.Struct, frozen=True):
-    """The rows whose id is another number than their own: `rows`, sorted, and at the same index their `id_numbers`.
+    """The rows whose id is not their own number: sorted `rows`, and their `id_numbers` at the same index.
 
     The requests of the first `kept` of all these are in the ledger. `changed` rows may have been changed.
     """

@@ -56,7 +56,7 @@ FORMAT_BY_SUFFIX = {
     ".markdown": Format.MARKDOWN,
     **dict.fromkeys((".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"), Format.SHEET),
 }
-"""The formats that a name is enough to tell; JSON and text are looked into."""
+"""The formats that are recognised by the file name alone; JSON and text are recognised by their content."""
 
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 

@@ -1,4 +1,4 @@
-"""Reads what krea-batch itself has written as jobs again: `results.jsonl` and exports.
+"""Reads files that krea-batch itself has written, `results.jsonl` and exports, as jobs.
 
 The jobs are those of the run: the same ids, requests and metadata. What a run adds, such as request_id and sha256, is
 left out, and a notice says so.
@@ -17,7 +17,7 @@ from krea_batch.jobs import FIELDS
 from krea_batch.sources.formats.renamed_keys import parse_row
 
 EXPORT_COLUMNS = frozenset({"request_id", "width", "height", "bytes", "sha256", "submitted_at", "stored_at"})
-"""The columns of an export that are no fields of a job, in every format."""
+"""The columns of an export that are not fields of a job, in every format."""
 
 METADATA_PREFIX = "metadata."
 """In CSV, each key of the metadata is a column with this prefix."""
@@ -41,7 +41,7 @@ def is_added_by_run(name: str) -> bool:
 
 
 def unescape_cell(cell: str) -> str:
-    """Return the text of a CSV cell of an export, in which some texts have an apostrophe in front."""
+    """Return the text of a CSV cell of an export, without the apostrophe that an export adds to some texts."""
     return cell[1:] if _ESCAPED_CELL.match(cell) else cell
 
 

@@ -92,7 +92,7 @@ class RowParser:
         return ids
 
     def set_image_name(self, job: Job, job_id: str) -> None:
-        """Set the name of the images of a job that this has read, if an option says what it is. Raises JobError.
+        """Set the image name of a job that `read` returned, if an option determines it. Raises JobError.
 
         Call it again if the job gets another id than its default one.
         """
@@ -102,7 +102,7 @@ class RowParser:
         elif self._portable_names and (name or job.id):  # A default id is portable.
             name = safe_path(name or job.id, portable=True)
         if name not in (job.image_name, job.id):
-            _force_setattr(job, "image_name", name)  # The job is not shared with any other code yet.
+            _force_setattr(job, "image_name", name)  # No other code has the job yet, so it can be changed.
 
     def diagnose(self, number: int, row: Row) -> JobError:
         """Return the reason why `read` returned nothing."""

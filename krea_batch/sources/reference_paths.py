@@ -1,7 +1,7 @@
 """The local reference images of job files: `image_path` is relative to the directory of the job file.
 
-Each path is read once, by the check, so that the jobs that are read later are those that were checked. An upload
-refuses an image that has other bytes by then.
+Each path is read only once, by the check, so that the jobs are the same when they are read again later. An upload
+refuses an image whose bytes have changed since.
 """
 
 from __future__ import annotations

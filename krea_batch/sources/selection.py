@@ -15,8 +15,8 @@ from krea_batch.sources.options import InputOptions
 class Selection:
     """The jobs that `options` select.
 
-    A sample has the jobs whose ids have the smallest hashes, so another job in the files changes at most one of them,
-    and the same seed selects the same jobs in the next run.
+    A sample contains the jobs whose ids have the smallest hashes. So the same seed selects the same jobs in the next
+    run, and a job that is added to the files replaces at most one of them.
     """
 
     def __init__(self, options: InputOptions) -> None:
@@ -32,7 +32,7 @@ class Selection:
             self._indexes = array("q", sorted(index for _, index in nsmallest(self._sample, hashes)))
 
     def filter(self, jobs: Iterator[Job]) -> Iterator[Job]:
-        """Yield the selected of the jobs, in their order. They must be those that were read."""
+        """Yield the selected jobs in their order. The jobs must be those that `read` got."""
         if self._sample is None:
             yield from islice(jobs, self._limit)
             return

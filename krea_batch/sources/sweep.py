@@ -1,7 +1,7 @@
 """Expands a sweep: every combination of its values, each with a suffix for the id.
 
-Ids made here must not change from run to run, since a job with a new id is submitted and charged again. So the order
-of the axes does not depend on the order in which they are given, and adding a value changes no other id.
+The ids made here must not change from run to run, since a job with a new id is submitted and charged again. So the
+order of the axes does not depend on the order in which they are given, and adding a value does not change other ids.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from krea_batch.sources.json_errors import quoted
 
 SWEEPABLE = tuple(name for name in FIELDS if name not in ("prompt", "id", "image_name", "metadata"))
 REPEAT = "repeat"
-MAX_JOBS_PER_ROW = 10_000  # chosen: more jobs for one prompt are a mistyped range
+MAX_JOBS_PER_ROW = 10_000  # chosen: more jobs for one prompt are probably a mistyped range
 MAX_SLUG_CHARS = 40  # chosen: three slugs of this length fit into an id
 
 _SEEDS_FROM_TO = re.compile(r"(-?\d+)\.\.(-?\d+)")

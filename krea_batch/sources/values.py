@@ -1,7 +1,7 @@
 """Converts the values of a row to the types of a job's fields, alike for every format.
 
-A format says how a value is written, not what it means: the same table makes the same jobs as JSONL, JSON, CSV, TSV
-and Parquet. Whatever is not certain is left as it is, and is then reported as an invalid value.
+A format determines how a value is written, not what it means: the same table makes the same jobs as JSONL, JSON, CSV,
+TSV and Parquet. A value whose meaning is not certain is not converted, and is then reported as invalid.
 """
 
 from __future__ import annotations

@@ -12,6 +12,6 @@ yaml_document  a YAML list or mapping
 markdown       the list items of a Markdown file
 renamed_keys   takes fields from the keys that options name
 parquet        Parquet, and Arrow files of the datasets library
-unread         what to do with formats that are not read
-spool          keeps what can be read only once, such as standard input
+unread         recognises formats that are not read, and says what to do instead
+spool          copies what can be read only once, such as standard input
 """

@@ -57,8 +57,8 @@ def csv_cells(file: LineFile, on_notice: OnNotice) -> Cells:
 def tsv_cells(file: LineFile, *, is_chosen: bool) -> Cells:
     """Yield the cells of each line, in which quotes have no meaning, with its number; or why it cannot be read.
 
-    Many programs write such files with quotes around cells. Raises InputError for these, unless the user has chosen
-    the format: the quotes would be sent.
+    Raises InputError for files with quotes around cells, which many programs write, unless the user has chosen the
+    format: the quotes would be sent.
     """
     for number, line in enumerate(_decode_lines(file), 1):
         text = line.rstrip("\r\n")

@@ -1,6 +1,7 @@
 """Finds out how the text of a job file is encoded, and converts it to UTF-8 with LF as line end.
 
-Nothing is guessed from the letters: a byte order mark decides, then the encoding that the user names, then UTF-8.
+The encoding is not guessed from the content. A byte order mark takes precedence, then the encoding that the user
+names, then UTF-8.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ OnNotice = Callable[[str], None]
 
 UTF_8 = "utf-8"
 BYTE_ORDER_MARK = "\ufeff"
-"""Also begins a line where another file was appended to one that had ended, and is then no part of the line."""
+"""It may also begin a later line, if files were concatenated; it is then not part of the line."""
 
 UTF_8_HINT = (
     'save the file as UTF-8 (in Excel "CSV UTF-8"), or read it with --encoding cp1252 if Excel or Windows wrote it'

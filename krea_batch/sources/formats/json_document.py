@@ -95,7 +95,7 @@ def _without_wrapper(value: Any, prompt_path: str, name: str, on_notice: OnNotic
 
 
 def _lists_error(value: dict[str, Any], name: str) -> InputError:
-    """Return the error for an object that has lists, and that does not say in which of them the jobs are."""
+    """Return the error for an object with several lists, none of which is clearly the list of jobs."""
     lists_by_key = {key: each for key, each in value.items() if isinstance(each, list)}
     tables = [key for key, each in lists_by_key.items() if any(isinstance(row, dict) for row in each)]
     lists = tables or list(lists_by_key)

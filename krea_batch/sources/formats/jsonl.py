@@ -1,8 +1,8 @@
 """Parses JSONL lines into jobs.
 
-A line that msgspec accepts costs no more than that. Only the others are parsed in Python and converted like the rows
-of other formats: null, 7.0 and whole-number ids. `read` says only whether a line is valid, which is enough when a
-file is read again. `diagnose` parses the line again, slowly, to find out what is wrong.
+msgspec parses most lines without further cost. Only lines that it refuses are parsed in Python and converted like the
+rows of other formats: null, 7.0 and whole-number ids. `read` says only whether a line is valid, which is enough when
+a file is read again. `diagnose` parses the line again, slowly, to find out what is wrong.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def id_of(line: bytes) -> str:
 
 
 def _min_quotes(job: Job) -> int:
-    """Return the least number of quotes a line with this job has: two for each key and two for each string.
+    """Return the minimum number of quotes in a line with this job: two for each key and two for each string.
 
     A line with exactly as many has no duplicate key, since each further key would add two. A line with more (a
     default written out, a quote in the prompt, a list, metadata) has to be examined. For example,
@@ -129,9 +129,9 @@ def _min_quotes(job: Job) -> int:
 def _are_quotes_explained(extra_quotes: int, line: bytes, job: Job) -> bool:
     """Return True if prompt, metadata and defaults have all the extra quotes, and nothing is nested deeply.
 
-    A duplicate key is in the job once, so its line has two extra quotes. This takes a third of the time of parsing
-    the line again; False proves nothing. For example, `{"prompt": "x", "metadata": {"a": 1}}` has 4 extra quotes: 2
-    for the key `metadata` and 2 in the encoded metadata. With a second `"a": 2` there are 6 extra quotes
+    A duplicate key occurs once in the job, so its line has two extra quotes. This takes a third of the time of
+    parsing the line again; False proves nothing. For example, `{"prompt": "x", "metadata": {"a": 1}}` has 4 extra
+    quotes: 2 for the key `metadata` and 2 in the encoded metadata. With a second `"a": 2` there are 6 extra quotes
     but still 4 that are explained, so the line is parsed again.
     """
     quotes = job.prompt.count('"')

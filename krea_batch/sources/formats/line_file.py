@@ -26,8 +26,8 @@ from krea_batch.errors import InputError
 from krea_batch.sources.formats.encoding import UTF_8, find_encoding, has_cr_line_ends, to_utf_8
 
 MAX_LINE_BYTES = 1 << 20
-"""Chosen: 1 MiB, as for gateway responses. The longest sensible prompt is a hundredth of it,
-and a file without lines is noticed before it fills the memory."""
+"""Chosen: 1 MiB, as for gateway responses. Sensible prompts are less than a hundredth of it, and a file without line
+ends is noticed before it fills the memory."""
 
 SIMILARITY = 0.8  # chosen: a letter more or less, but not another name with the same extension
 BLOCK_BYTES = 1 << 18  # benchmarks/validate.py: larger blocks are not faster and take more memory

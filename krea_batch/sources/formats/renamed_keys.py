@@ -1,8 +1,9 @@
 """Takes the fields of a job from the keys of JSON objects that options name: `--column seed=params.seed`.
 
-A key that is named as a field's source takes the place of the key with the field's own name, as in a table. A row
-that lacks an optional key does not give that field, since programs leave out what is null. A row without the key of
-the prompt is invalid. If no row has a key, the name is mistyped, and the jobs would be charged without their values.
+If an option names the key of a field, that key replaces the key with the field's own name, as in a table. If a row
+lacks an optional key, the field is not given, since programs leave out null values. A row without the key of the
+prompt is invalid. If no row has a key, its name is mistyped; this is an error, since the jobs would be charged
+without its values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads CSV and TSV files, and maps the columns of any table to the fields of a job.
 
 In a table, columns that are not fields (categories, notes, scores) are normal, so they are put into the metadata
-without an option. How each column is used is reported, since a wrong guess costs money.
+without an option. The use of each column is reported, since a wrong guess costs money.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ERROR_VALUE = re.compile(r"#(NULL!|DIV/0!|VALUE!|REF!|NAME\?|NUM!|N/A|SPILL!|CA
 
 
 class _HeaderError(InputError):
-    """The first row cannot be the header. Perhaps it is not meant to be one."""
+    """The first row cannot be a header. The table may have none."""
 
 
 class Columns:
@@ -116,7 +116,7 @@ class Columns:
         return hint if len(self._header) > 1 else f"{hint}; --input-format tsv reads each line as one cell"
 
     def _take_nested(self, cells: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Return the cells without the values that fields are taken from, and these fields."""
+        """Return the cells without the nested values that options name as fields, and these fields."""
         row = rest = dict(zip(self._header, cells, strict=True))
         fields = {}
         for field, path in self._paths.items():

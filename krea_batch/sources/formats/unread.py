@@ -1,4 +1,4 @@
-"""Formats that people bring and that are not read: what they are, and how their prompts can be read."""
+"""Formats that users may pass but that are not read, and how their prompts can be read."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
 
 
 def _without_split_prompt(row: dict[str, Any]) -> dict[str, Any] | JobError:
-    """Return the row, or an error for a prompt with ": " in it, which YAML splits there."""
+    """Return the row, or an error for a prompt that contains ": ", at which YAML splits it."""
     (name, value), *others = row.items() or [("", None)]
     if others or " " not in name:
         return row
@@ -64,7 +64,7 @@ def _without_split_prompt(row: dict[str, Any]) -> dict[str, Any] | JobError:
 class _Reader:
     """Makes values from the events of a parser. `comment_lines`: where a comment follows a value without quotes.
 
-    PyYAML's own loaders build values recursively in C, and a deeply nested file ends the process.
+    PyYAML's own loaders build values recursively in C, so a deeply nested file would crash the process.
     """
 
     def __init__(self, yaml: Any, name: str, text: str) -> None:
