@@ -1,4 +1,4 @@
-"""Generate images in batches through the Krea 2 Large API, without paying for one twice or losing one.
+"""Generate images in batches through the Krea 2 Large API. No image is paid for twice, and no paid image is lost.
 
     from krea_batch import Engine, Job, run
 

@@ -1,4 +1,4 @@
-"""Errors made of facts; `str` says what happened, where, and what to do next.
+"""The errors of krea-batch. Their attributes have the facts; `str` says what happened, where, and what to do next.
 
     KreaBatchError
     ├── InputError       the user's input: a job file, a setting, a directory; nothing was charged
@@ -70,7 +70,7 @@ class KreaBatchError(PicklableError):
 
 
 class InputError(KreaBatchError):
-    """The input cannot be used; nothing was sent or charged. `hint` is what would be right; it may be empty."""
+    """The input cannot be used; nothing was sent or charged. `hint` says what would be valid; it may be empty."""
 
     def __init__(self, problem: str, hint: str = "") -> None:
         super().__init__(problem, hint)
@@ -114,7 +114,7 @@ class SettingsError(InputError):
 
 
 class RunDirError(InputError):
-    """The run directory cannot be used: another run's or a newer ledger, other jobs, or a process that uses it."""
+    """The run directory cannot be used: it has another run, other jobs or a newer ledger, or is in use."""
 
     def __init__(self, path: Path, problem: str, hint: str) -> None:
         super().__init__(problem, hint)
@@ -161,7 +161,7 @@ class LedgerError(KreaBatchError):
 
 
 class InternalError(KreaBatchError):
-    """An invariant of the engine does not hold: a bug, please report it. The run ends; the ledger keeps all jobs."""
+    """An invariant of the engine does not hold. This is a bug; please report it. The ledger keeps all jobs."""
 
 
 def escape_unprintable(text: str) -> str:

@@ -141,7 +141,7 @@ class RunClosed(Struct, frozen=True):
 
 
 class EventsDropped(Struct, frozen=True):
-    """A stream of events was read so slowly that `count` events, the oldest unread ones, were dropped before this."""
+    """A stream of events was read too slowly, so the `count` oldest unread events were dropped before this one."""
 
     count: int
 

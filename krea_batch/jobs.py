@@ -48,7 +48,7 @@ _OBJECT_URL = re.compile(rf'(?!https?:)(?:sha256:|[^"\\\s]+/){CONTENT_NAME_PATTE
 
 
 class ImageStyleReference(Struct, frozen=True, forbid_unknown_fields=True):
-    """An image that guides the style: a URL, or a local file. A negative strength steers away from it.
+    """An image that guides the style: a URL, or a local file. A negative strength steers away from its style.
 
     A local file, `image_path`, is uploaded to `references`, a setting of the run, before the job is submitted.
     """
@@ -71,8 +71,8 @@ class FileReference(ImageStyleReference, frozen=True):
     """A style reference whose file was read: `image_url` names its content.
 
     The URL is "sha256:" or the URL of a directory of an object store, followed by the name of the content: its
-    SHA-256 and the extension of its type. It is what the ledger and the results have; a URL with a signature takes
-    its place when the job is submitted. `image_path` is empty if only the object is known, as in a row of results.
+    SHA-256 and the extension of its type. The ledger and the results contain this URL; it is replaced by a signed URL
+    when the job is submitted. `image_path` is empty if only the object is known, as in a row of results.
     """
 
     def __post_init__(self) -> None:
@@ -230,7 +230,8 @@ def check_strength(strength: float) -> None:
 def convert_job(fields: Mapping[str, Any]) -> Job:
     """Return the job with these fields, as `msgspec.convert` does, which raises ValidationError.
 
-    A reference image may also have the URL that krea-batch records for a local one, so that results are jobs again.
+    A reference image may also have the URL that krea-batch records for a local one, so that results can be read as
+    jobs.
     """
     references = fields.get("image_style_references")
     if not isinstance(references, list | tuple):
@@ -247,9 +248,9 @@ def convert_job(fields: Mapping[str, Any]) -> Job:
 
 
 def as_url_entry(entry: Any) -> Any:
-    """Return an entry of `image_style_references`; one with the URL recorded for a local image with any other URL.
+    """Return an entry of `image_style_references`. Replace the URL recorded for a local image by an ordinary one.
 
-    What else is wrong with it is then found by the checks of an entry with a URL.
+    Anything else that is wrong with the entry is then found by the checks of an entry with a URL.
     """
     if isinstance(entry, dict) and is_object_url(str(entry.get("image_url"))):
         return entry | {"image_url": "https://object", "image_path": ""}
@@ -402,7 +403,7 @@ RETRYABLE = tuple(state for state in State if state.info.retryable)
 """The states, all without an image, from which `krea-batch retry` requeues a job."""
 
 RETRIED_BY_DEFAULT = tuple(state for state in RETRYABLE if state.info.retried_by_default)
-"""Those of them from which it does so without --status."""
+"""The states from which `krea-batch retry` requeues a job without --status."""
 
 
 class StoredFile(Struct, frozen=True, omit_defaults=True):

@@ -57,7 +57,7 @@ OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class _Text(click.types.StringParamType):
-    """A text of the command line. Bytes that are not UTF-8 are in it as lone surrogates, which cannot be encoded."""
+    """A text of the command line. It has bytes that are not UTF-8 as lone surrogates, which cannot be encoded."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = super().convert(value, param, ctx)
@@ -111,7 +111,7 @@ class _LazyGroup(click.Group):
 
 
 def _add_hint(error: click.NoSuchOption) -> None:
-    """Add what to use instead, if the name is one that other tools have."""
+    """Add what to use instead, if the name is that of an option of other tools."""
     from krea_batch.cli.options.selection_options import hint_for
 
     if hint := hint_for(error):
@@ -227,13 +227,13 @@ def reason_text(reason: str) -> str:
     """Return why a run stops as the command line shows it: with an option if it begins with a parameter."""
     from krea_batch.settings import OPTIONS
 
-    # Only the first word: a name anywhere else may be part of a path or of a message of the gateway.
+    # Only the first word is replaced: anywhere else, a name may be part of a path or of a message of the gateway.
     name, space, rest = reason.partition(" ")
     return f"{option_of(name)}{space}{rest}" if name in OPTIONS and "_" in name else reason
 
 
 def option_of(parameter: str) -> str:
-    """Return the option of a parameter that a SettingsError names: `max_in_flight`, `webhook.url`."""
+    """Return the option for a parameter that a SettingsError names, such as `max_in_flight` or `webhook.url`."""
     if parameter == "api_key":
         return "--api-key-file"
     if parameter == "allow_networks":
@@ -244,8 +244,9 @@ def option_of(parameter: str) -> str:
 def _load_config(path: Path) -> dict[str, dict[str, Any]]:
     """Return the defaults of each command from `krea-batch.toml` in the working directory.
 
-    The file has options by their long names. Raises click.UsageError for an option that no command has, and for one
-    that the file may not set: the directory may come from someone else, as a download or a checkout does.
+    The file contains options by their long names. Raises click.UsageError for an option that no command has, and for
+    one that the file may not set, because the directory may come from someone else, for example as a download or a
+    checkout.
     """
     if not path.is_file():
         return {}
@@ -293,7 +294,7 @@ def _long_names(option: click.Option) -> list[str]:
 
 
 def _may_be_in_file(option: click.Option) -> bool:
-    """Return whether `krea-batch.toml` may set the option. Only an option that says so may be set."""
+    """Return whether `krea-batch.toml` may set the option, which must say so itself."""
     return getattr(option, "file", False) is True
 
 

@@ -1,8 +1,8 @@
 """Search for a rate limit: hold a rate, probe above it in steps, and estimate the limit again after a refusal.
 
 Submits are spread evenly, because a limiter of any shape accepts an even rate up to its limit. Only a long window is
-used differently, by `window_fill`. `limit_estimate` decides what a refusal shows about the limit; `bucket_fit` does so
-for token buckets, and `window_fit` for windows of a second. `now_s` and `sent_s` are monotonic.
+used differently, by `window_fill`. `limit_estimate` decides what a refusal shows about the limit; `bucket_fit` does
+so for token buckets, and `window_fit` for windows of a second. `now_s` and `sent_s` are monotonic.
 """
 
 from __future__ import annotations

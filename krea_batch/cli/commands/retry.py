@@ -80,7 +80,7 @@ def retry(
 
 
 def _keep_max_charges(out: Path, options: dict[str, Any]) -> None:
-    """Use the limit of the latest run if none is given: a retry does not spend more than was allowed."""
+    """Use the limit of the latest run if none is given, so that a retry does not spend more than was allowed."""
 
     from krea_batch.cli.ui.formatting import say
     from krea_batch.ledger import LedgerReader, read_ledger

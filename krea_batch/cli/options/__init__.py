@@ -2,7 +2,7 @@
 
 run_options      the settings of a run, derived from the table in `krea_batch.settings`
 input_options    how job files are read
-selection_options  which of the jobs, values for all of them, and hints for names of other tools
+selection_options  which jobs are taken, values for all of them, and hints for options of other tools
 logging_options  logs and metrics
 job_id_file      a file of job ids
 """

@@ -168,7 +168,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
 
 
 def expansion_notices(checked: CheckResult) -> list[str]:
-    """Return a sentence for each reason why jobs are not what the rows seem to be, or not as many."""
+    """Return a sentence for each reason why the jobs differ from the rows, or are more or fewer."""
     notices = syntax_notices(checked)
     if checked.duplicates:
         notices.append(

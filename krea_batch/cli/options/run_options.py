@@ -20,7 +20,7 @@ DEFAULTS = {field.name: field.default for field in Settings.fields()}
 
 
 class RunOption(click.Option):
-    """An option with what click does not know of it.
+    """An option with properties that click does not have.
 
     `example` is a value for the settings file where there is no default. `file` says whether the settings file may
     set the option; see `krea_batch.settings.Option`.

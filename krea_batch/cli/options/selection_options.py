@@ -1,4 +1,4 @@
-"""Options of commands that read job files: which jobs, and values for all of them; and hints for names people try."""
+"""Options that select jobs or set values for all of them, and hints for options of other tools."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _is_file(text: str) -> bool:
 
 
 def require_references(files: JobFiles, settings: Settings) -> None:
-    """Raise SettingsError if the jobs have local reference images, and there is no place from which to send them."""
+    """Raise SettingsError if the jobs have local reference images and no object store is given for them."""
     from krea_batch.errors import SettingsError
 
     if files.references.first is not None and settings.references is None:

@@ -1,12 +1,12 @@
-"""What people see.
+"""The output of the command line.
 
 run_session      a run of the command line, from the check of its input to its summary
-run_gateway      the gateway of a run that is idle
+run_gateway      opens the gateway of a run that is not in progress
 progress         the live display
 run_status       the numbers of the display
 summary          the summary at the end of a run
 check_progress   the progress of a check
-prompt_syntax_notices  what is said about prompts with the syntax of other tools
+prompt_syntax_notices  notices about prompts with the syntax of other tools
 forecast_output  a forecast in words
 bench_runner     a benchmark, from its question to its table
 diagnostics      the checks of `krea-batch doctor`

@@ -1,8 +1,8 @@
 """Numbers, durations and sizes as text, and the functions that print and ask.
 
-Whatever is printed may have come from outside: prompts, ids, file names, texts in images, messages of the gateway. In
-a terminal, control characters in it could hide lines, change the title or type commands. So nothing else in `cli`
-calls `click.echo`, and these functions escape.
+Printed text may come from outside: prompts, ids, file names, texts in images, messages of the gateway. In a terminal,
+control characters in it could hide lines, change the title or type commands. So these functions escape them, and
+nothing else in `cli` calls `click.echo`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def printable_json(text: str) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error. If its reader or the terminal is gone, nothing is printed: a run goes on."""
+    """Print a line on standard error. If its reader or the terminal is gone, print nothing, and continue."""
     with suppress(OSError):
         click.echo(printable(line), err=True)
 

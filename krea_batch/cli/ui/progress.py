@@ -27,7 +27,7 @@ REPEAT_ANNOUNCEMENT_S = 60.0  # chosen: one line per minute of an outage
 
 
 class EventAnnouncer:
-    """A listener that prints a line for what a user should know soon.
+    """A listener that prints a line for each event that a user should notice.
 
     These are long pauses, the first image that is not a valid PNG, early stops, and the rewrite of the results of
     many `jobs`.
@@ -96,7 +96,7 @@ class LineDisplay:
 
 
 class QuietDisplay:
-    """For `--quiet`: prints only what is said."""
+    """For `--quiet`: prints only the lines of `say`."""
 
     interval_s = LINE_INTERVAL_S
 
@@ -130,7 +130,7 @@ class LiveDisplay:
 
 
 class FailsafeDisplay:
-    """Another display, until the terminal or the reader of the output is gone. The run goes on without it."""
+    """Uses another display until the terminal or the reader of the output is gone. The run continues without it."""
 
     def __init__(self, display: Display) -> None:
         self._display = display

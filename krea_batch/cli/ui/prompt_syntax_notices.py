@@ -1,4 +1,4 @@
-"""What is said and asked about prompts with the syntax of other tools, before anything is charged."""
+"""Notices and questions about prompts with the syntax of other tools, before anything is charged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def syntax_notices(checked: CheckResult) -> list[str]:
 
 
 def confirm_syntax(checked: CheckResult, options: dict[str, Any]) -> bool:
-    """Ask in a terminal whether the syntax of other tools is to be sent as it is. --yes does not answer this.
+    """Ask in a terminal whether to send the syntax of other tools as it is. --yes does not answer this question.
 
     Raises InputError elsewhere, unless every job of the files is in the ledger, so that nothing new is charged.
     """

@@ -111,7 +111,7 @@ def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet
 
 
 def _limit_repeats(problems: Iterable[LineProblem]) -> list[LineProblem]:
-    """Return the problems in order, of equal ones only the first: an invalid field is usually in every line."""
+    """Return the problems in order, only the first of equal ones: an invalid field is usually in every line."""
     repeats = Counter[tuple[str, str]]()
     shown = []
     for problem in problems:
@@ -326,7 +326,7 @@ class RunSession:
 
 
 def _stop_of(error: KreaBatchError, engine: Engine) -> KreaBatchError:
-    """Return why the run ended, for an error of the engine; an error of the input may have come after charges."""
+    """Return why the run ended, for an error of the engine. An error of the input may come after charges."""
     if isinstance(error, JobError):
         return RunStopped(f"job {error.job_id!r}: {error.problem}", error.hint)
     return (engine.stopped if isinstance(error, InputError) else None) or error

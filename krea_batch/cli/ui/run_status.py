@@ -148,7 +148,7 @@ def _details(status: RunStatus, encoding: str) -> RenderableType:
 
 
 def sparkline(history: tuple[float, ...], limit_per_s: float | None, chars: str) -> str:
-    """Return a character per second, the highest where the limit was reached, a space where nothing was submitted."""
+    """Return a character per second: the highest if the limit was reached, a space if nothing was submitted."""
     highest = max(limit_per_s or 0.0, *history, 1e-9) if history else 1.0
     return "".join(
         " " if not count else chars[min(len(chars) - 1, int(count / highest * len(chars)))] for count in history
@@ -219,8 +219,8 @@ class RecentErrors:
 class EndedJobs:
     """A listener that counts the jobs of a run directory that have ended, of `recorded` ones and of new ones.
 
-    A job may end more than once: an ambiguous one that a callback resolves ends again. And whether an earlier run
-    ended it does not say whether this run resumes it. So changes are counted, from the first event on.
+    A job may end more than once: an ambiguous job that a callback resolves ends again. Whether this run resumes a job
+    that an earlier run ended is not known in advance. So each change is counted.
     """
 
     def __init__(self, recorded: int) -> None:
