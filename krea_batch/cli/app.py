@@ -57,7 +57,7 @@ OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class _Text(click.types.StringParamType):
-    """A text of the command line. It has bytes that are not UTF-8 as lone surrogates, which cannot be encoded."""
+    """A text of the command line. Python decodes bytes that are not UTF-8 as lone surrogates, which are refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = super().convert(value, param, ctx)
@@ -294,7 +294,7 @@ def _long_names(option: click.Option) -> list[str]:
 
 
 def _may_be_in_file(option: click.Option) -> bool:
-    """Return whether `krea-batch.toml` may set the option, which must say so itself."""
+    """Return whether the option says that `krea-batch.toml` may set it."""
     return getattr(option, "file", False) is True
 
 

@@ -26,7 +26,7 @@ Intent = tuple[str, bytes, bytes, bytes, float, str, str]
 
 
 def _calls_by_name(protocol: type[T]) -> type[T]:
-    """Make each public method of a protocol call the method of the same name on the ledger that it gets."""
+    """Make each public method of a protocol call the method of the same name of its first argument, a ledger."""
     for name, function in list(vars(protocol).items()):
         if isfunction(function) and not name.startswith("_"):
             setattr(protocol, name, _by_name(function))
@@ -159,7 +159,7 @@ class LedgerReader(Protocol):
         """Return the same as `accepted_files`, comparing names after str.casefold. Reads every job."""
 
     def accepted_ids(self, job_ids: Sequence[str]) -> set[str]:
-        """Return the ids, among these, of accepted jobs."""
+        """Return those of these ids whose jobs are accepted."""
 
     def job_counts_after(self, job_no: int) -> dict[State, int]:
         """Return the number of jobs in each state, of those with numbers above `job_no`."""
@@ -227,7 +227,7 @@ class Ledger(LedgerReader, Protocol):
         """Record the request_id of an accepted, charged POST. Return False, unchanged, if another job has it."""
 
     def mark_accepted_many(self, accepted: Sequence[tuple[int, str, float]]) -> list[bool]:
-        """Do the same for several jobs."""
+        """Apply `mark_accepted` to several jobs, and return the results in order."""
 
     def mark_rejected(self, job_no: int, error: ErrorInfo, at: float, result: str = "refused") -> Outcome:
         """Record that the gateway refuses this request for good. `result` is `refused` or `server_error`."""
@@ -267,13 +267,13 @@ class Ledger(LedgerReader, Protocol):
         """Record that the gateway has completed the images, and their URLs."""
 
     def mark_finished_many(self, finished: Sequence[tuple[int, Finished, float, int]]) -> list[None]:
-        """Do the same for several jobs."""
+        """Apply `mark_finished` to several jobs, and return the results in order."""
 
     def mark_stored(self, job_no: int, stored: Sequence[StoredFile], at: float) -> Outcome:
         """Record that every image of the job is stored, and return its outcome."""
 
     def mark_stored_many(self, stored: Sequence[tuple[int, Sequence[StoredFile], float]]) -> list[Outcome]:
-        """Do the same for several jobs."""
+        """Apply `mark_stored` to several jobs, and return the results in order."""
 
     def mark_failed(self, job_no: int, error: ErrorInfo, at: float, polls: int) -> Outcome:
         """Record that the gateway reported FAILED."""

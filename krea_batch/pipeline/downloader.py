@@ -182,7 +182,7 @@ class Downloader:
         return chunks
 
     def _host_pause_s(self, download: _Download) -> float:
-        """Return for how many seconds the host of the next image has asked for no requests."""
+        """Return for how many more seconds the host of the next image must not be sent requests (Retry-After)."""
         if not self._host_paused_until_s:
             return 0.0
         return self._host_paused_until_s.get(_host(download.url), 0.0) - self._run.now_s()

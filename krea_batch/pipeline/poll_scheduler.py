@@ -280,7 +280,7 @@ class PollScheduler:
         self._replan_if_changed()
 
     def _trusted_latency_s(self, job: InFlightJob, finished: Finished) -> float | None:
-        """Return the latency by the gateway, if the job then ended between the last two polls; else None."""
+        """Return the gateway's latency if it says that the job ended between the last two polls; else None."""
         age_s, last_polled_s = self._run.now_s() - job.accepted_s, job.last_polled_s - job.accepted_s
         took_s = finished.took_s
         return took_s if took_s is not None and last_polled_s <= took_s <= age_s else None
