@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from krea_batch.rules.latency_estimate import CELLS_PER_INTERVAL, LatencyEstimate
 
-EXPLORING_JOBS = 10  # chosen: fewer exploring jobs do not show a bimodal distribution, more cost polls
+EXPLORING_JOBS = 7  # chosen: fewer exploring jobs do not show a bimodal distribution, more cost polls
 EXPLORING_GROWTH = 0.2  # chosen: share of its age; an exploring job is polled some 20 times, however long it takes
 MIN_EXPLORED_SHARE = 0.05  # chosen: the ages that fewer jobs reach are not worth exploring
 FIRST_REPLAN_JOBS = 4  # chosen: completed jobs; the first ones show when the others end

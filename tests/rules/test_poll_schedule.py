@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krea_batch.rules.poll_schedule import MAX_RETRY_DELAY_S, PollSchedule
+from krea_batch.rules.poll_schedule import EXPLORING_JOBS, MAX_RETRY_DELAY_S, PollSchedule
 
 latencies = st.lists(st.floats(0, 4000), max_size=300)
 intervals = st.floats(0.01, 600)
@@ -174,9 +174,9 @@ class TestExploring:
             assert wait_s <= schedule.next_poll_s(age_s)
 
     def test_until_enough_jobs_are_older(self) -> None:
-        """An age is worth exploring until ten jobs are known to be unfinished at it."""
+        """An age is worth exploring until enough jobs are known to be unfinished at it."""
         schedule = PollSchedule(5.0)
-        for _ in range(9):
+        for _ in range(EXPLORING_JOBS - 1):
             schedule.observe_pending(10.0)
         assert schedule.is_worth_exploring(5.0)
         assert schedule.is_worth_exploring(10.0)
