@@ -9,6 +9,12 @@ from krea_batch.ledger import Ledger
 from tests.ledger.places import PLACES, LedgerPlace
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the SQLite file of a ledger is to be."""
+    return tmp_path / "ledger.db"
+
+
 @pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> LedgerPlace:
     return PLACES[request.param](tmp_path)

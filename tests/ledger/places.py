@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +15,13 @@ from krea_batch.ledger.sqlite import SqliteLedger
 
 class LedgerPlace(Protocol):
     """Where one ledger is. `open` creates it, or opens it once more, beside those that are open."""
+
+    def __init__(self, folder: Path) -> None: ...
+
+    @staticmethod
+    def new_in_memory() -> Ledger:
+        """Return an empty ledger that takes no time to create, beside the place."""
+        ...
 
     def open(self) -> Ledger: ...
 
@@ -30,6 +36,10 @@ class SqlitePlace:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "ledger.db"
 
+    @staticmethod
+    def new_in_memory() -> Ledger:
+        return SqliteLedger.empty(Path("ledger.db"))
+
     def open(self) -> Ledger:
         return SqliteLedger.open(self.path)
 
@@ -38,10 +48,8 @@ class SqlitePlace:
             return list(connection.iterdump())
 
 
-def empty_in_memory() -> Ledger:
-    return SqliteLedger.empty(Path("ledger.db"))
-
-
-PLACES: dict[str, Callable[[Path], LedgerPlace]] = {"sqlite": SqlitePlace}
-each_empty_ledger = pytest.mark.parametrize("new_ledger", [empty_in_memory], ids=["sqlite"])
-"""Runs a test with an empty ledger of each implementation, which takes no time to create."""
+PLACES: dict[str, type[LedgerPlace]] = {"sqlite": SqlitePlace}
+each_empty_ledger = pytest.mark.parametrize(
+    "new_ledger", [place.new_in_memory for place in PLACES.values()], ids=PLACES
+)
+"""Runs a test with an empty ledger of each implementation."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -85,7 +83,7 @@ def next_operations(n: int, stage: int, random: Random) -> list[Operation]:
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 150))
 def test_a_batch_equals_its_operations_one_by_one(
-    make_place: Callable[[Path], LedgerPlace], tmp_path_factory: pytest.TempPathFactory, seed: int, count: int
+    make_place: type[LedgerPlace], tmp_path_factory: pytest.TempPathFactory, seed: int, count: int
 ) -> None:
     """Rows and results are the same, whether operations are applied in a batch or one by one."""
     places = [make_place(tmp_path_factory.mktemp(name)) for name in ("single", "batched")]

@@ -32,11 +32,6 @@ FINISHED = Finished(("https://cdn.example/a.png",), "image/png")
 JOB_BYTES = 13_000  # what a job adds to the WAL if it is committed alone
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.db"
-
-
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 

@@ -22,11 +22,6 @@ from tests.processes import PROCESS_TIMEOUT_S
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.db"
-
-
-@pytest.fixture
 def store(path: Path) -> Iterator[SqliteLedger]:
     opened = SqliteLedger.open(path)
     yield opened
@@ -116,7 +111,6 @@ OPEN_UNPRIVILEGED = """
 import os, sys
 from pathlib import Path
 from krea_batch.errors import RunDirError
-from krea_batch.ledger import Ledger
 from krea_batch.ledger.sqlite import SqliteLedger
 if os.geteuid() == 0:
     os.setuid(65534)
@@ -173,7 +167,6 @@ def test_commits_are_synced(store: SqliteLedger, path: Path) -> None:
 KILLED_SCRIPT = """
 import os, sys
 from pathlib import Path
-from krea_batch.ledger import Ledger
 from krea_batch.ledger.sqlite import SqliteLedger
 store = SqliteLedger.open(Path(sys.argv[1]))
 store.transaction(lambda s: s.record_intent("a", b"{}", b"f" * 32, b"{}", 1.0, ""))

@@ -46,11 +46,6 @@ class FailingConnection:
         self._connection.close()
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.db"
-
-
 def with_ledger(
     path: Path,
     use: Callable[[LedgerWriter, FailingConnection], Coroutine[Any, Any, T]],
