@@ -88,3 +88,12 @@ def test_run_with_a_prompt_and_a_value(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "r/results.jsonl").read_text())
     assert (row["id"], row["request"]["prompt"], row["request"]["aspect_ratio"]) == ("00001", "a red kite", "16:9")
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "validate"])
+def test_a_long_prompt_in_place_of_a_file(command: str) -> None:
+    """A prompt that is too long for the name of a file gets the same advice as a short one."""
+    prompt = " ".join(["a harbour at dawn"] * 20)
+    done = call(command, prompt, *(["--out", "out"] if command == "run" else []))
+    assert done.exit_code == 2
+    assert f"There is no file '{prompt}'. If it is a prompt, use --prompt '{prompt}'." in done.stderr

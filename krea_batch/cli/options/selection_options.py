@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,17 +97,14 @@ def require_jobs(jobs: tuple[str, ...], options: dict[str, Any]) -> None:
         raise click.UsageError(
             "JOBS cannot be combined with --prompt." if jobs else "Missing argument 'JOBS…', or --prompt TEXT."
         )
-    if len(jobs) == 1 and " " in jobs[0] and not Path(jobs[0]).exists():
+    # Unlike those of Path, these functions return False for a prompt that is too long for the name of a file.
+    if len(jobs) == 1 and " " in jobs[0] and not os.path.exists(jobs[0]):  # noqa: PTH110
         raise click.UsageError(f"There is no file {jobs[0]!r}. If it is a prompt, use --prompt {jobs[0]!r}.")
-    if file := next((each for each in options["prompt"] if Path(each).suffix and _is_file(each)), None):
-        raise click.UsageError(f"The prompt {file!r} is the name of a file. Leave out --prompt to read the file.")
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # A prompt may be too long for a name, or have a NUL character.
-        return False
+    for prompt in options["prompt"]:
+        if Path(prompt).suffix and os.path.isfile(prompt):  # noqa: PTH113
+            raise click.UsageError(
+                f"The prompt {prompt!r} is the name of a file. Leave out --prompt to read the file."
+            )
 
 
 def require_references(files: JobFiles, settings: Settings) -> None:
