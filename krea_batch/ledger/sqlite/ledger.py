@@ -39,11 +39,12 @@ class SqliteLedger(SqliteQueries):
         """Open the file for reading, as it is now, whatever is written to it later. Raises as `open` does."""
         store = cls.open(path, read_only=True)
         try:
-            store._sql.execute("BEGIN")
-            store._sql.execute("SELECT max(job_no) FROM jobs").fetchone()  # takes the snapshot
-        except sqlite3.Error as error:
+            with store.errors():
+                store._sql.execute("BEGIN")
+                store._sql.execute("SELECT max(job_no) FROM jobs").fetchone()  # takes the snapshot
+        except BaseException:
             store.close()
-            raise store.unreadable(error) from error
+            raise
         return store
 
     @classmethod

@@ -329,11 +329,7 @@ class SqliteQueries:
         try:
             yield
         except sqlite3.Error as error:
-            raise self.unreadable(error) from error
-
-    def unreadable(self, error: sqlite3.Error) -> LedgerError:
-        """Return the LedgerError for an error of SQLite."""
-        return LedgerError(self.path, f"cannot read the ledger ({error})", next_step_of(error))
+            raise LedgerError(self.path, f"cannot read the ledger ({error})", next_step_of(error)) from error
 
 
 def _paths_by_name(rows: Iterable[tuple[str, str | None]]) -> dict[str, tuple[str, ...] | None]:
