@@ -232,8 +232,8 @@ def _needs_fresh_urls(download: _Download, error: DownloadError) -> bool:
     job, image = download.job, download.image
     if error.status in EXPIRED_STATUSES:
         return job.refreshes < MAX_REFRESHES
-    is_resumed = job.accepted_at > 0
-    return is_resumed and error.status == 0 and job.refreshes == 0 and not (image and image.written_bytes)
+    has_bytes = image is not None and image.written_bytes > 0
+    return job.was_accepted_earlier and error.status == 0 and job.refreshes == 0 and not has_bytes
 
 
 def _host(url: str) -> str:

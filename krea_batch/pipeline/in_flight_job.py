@@ -109,6 +109,11 @@ class InFlightJob:
         """The name of its images if it is not the id; else empty."""
         return "" if self.name == self.id else self.name
 
+    @property
+    def was_accepted_earlier(self) -> bool:
+        """Whether an earlier run submitted it, so that `accepted_at` says when it was accepted."""
+        return self.accepted_at > 0
+
     @classmethod
     def from_ledger(cls, record: OpenJob) -> InFlightJob:
         """Return a job of an earlier run, without its request."""

@@ -344,7 +344,7 @@ class PollScheduler:
     def _is_given_up(self, job: InFlightJob) -> bool:
         """Return whether an earlier run gave up a job, and it still shows no sign that it will end."""
         return (
-            job.accepted_at > 0  # of an earlier run
+            job.was_accepted_earlier
             and self._run.wall_clock() - job.accepted_at >= self._run.settings.job_timeout_s
             and job.hopeless_polls >= lifecycle.MAX_HOPELESS_POLLS
         )
