@@ -10,13 +10,10 @@ last acceptance.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.report import report_goal
-from benchmarks.throughput import MAX_PARALLEL_RUNS, LimitCase, ThroughputResult, measure
+from benchmarks.throughput import LimitCase, measure_in_parallel, parse_options
 
 JOB_S = 5  # of the limit on jobs in process
 CASES = [
@@ -38,27 +35,17 @@ MIN_USED = 0.92
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--share", type=float, default=1.0)
-    parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--only", default="")
-    options = parser.parse_args()
+    options = parse_options(default_repeat=1)
     print("| limiter | limit | configured | jobs | used | 429s per job |")
     print("|---|---|---|---|---|---|")
-    used: dict[LimitCase, float] = {}
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(MAX_PARALLEL_RUNS) as executor:
-
-        def run(case: LimitCase) -> ThroughputResult:
-            return measure(case, max(case.burst + 20, int(case.jobs * options.share)), folder)
-
+    used = []
+    with tempfile.TemporaryDirectory() as folder:
         cases = [case for case in CASES if options.only in case.limit]
-        results = [(case, [executor.submit(run, case) for _ in range(options.repeat)]) for case in cases]
-        for case, runs in results:
-            used[case] = statistics.median(each.result().utilisation for each in runs)
-            refused = statistics.median(each.result().rate_limited_per_job for each in runs)
-            cells = f"{case.jobs:,} | {used[case]:.3f} | {refused:.3f}"
+        for case, median in measure_in_parallel(cases, options, folder):
+            used.append(median.utilisation)
+            cells = f"{case.jobs:,} | {median.utilisation:.3f} | {median.rate_limited_per_job:.3f}"
             print(f"| {case.name} | {case.limit} | {case.rate} | {cells} |", flush=True)
-    low, high = min(used.values()), max(used.values())
+    low, high = min(used), max(used)
     reached = f"{low:.3f} to {high:.3f}"
     report_goal("used of a limit from the start of a run", f"≥ {MIN_USED}", reached, met=low >= MIN_USED)
 

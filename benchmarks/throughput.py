@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,47 +135,66 @@ def measure(case: LimitCase, jobs: int, parent_dir: str) -> ThroughputResult:
     return ThroughputResult(per_s / case.per_s, peak_per_s / case.per_s, rate_limited / jobs, 1000 * cpu_s / jobs)
 
 
-def main() -> None:
+def parse_options(default_repeat: int) -> argparse.Namespace:
+    """Return the options of a benchmark of limits: `share` of the jobs, `repeat`, and `only` some cases."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--share", type=float, default=1.0)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=default_repeat)
     parser.add_argument("--only", default="")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def measure_share(case: LimitCase, share: float, parent_dir: str) -> ThroughputResult:
+    """Run a case with a share of its jobs, at least twenty besides its burst."""
+    return measure(case, max(case.burst + 20, int(case.jobs * share)), parent_dir)
+
+
+def measure_in_parallel(
+    cases: Sequence[LimitCase], options: argparse.Namespace, parent_dir: str
+) -> Iterator[tuple[LimitCase, ThroughputResult]]:
+    """Run cases with low limits, several at a time; yield the medians of each."""
+    with ThreadPoolExecutor(MAX_PARALLEL_RUNS) as executor:
+        runs = [
+            (case, [executor.submit(measure_share, case, options.share, parent_dir) for _ in range(options.repeat)])
+            for case in cases
+        ]
+        for case, results in runs:
+            yield case, medians([each.result() for each in results])
+
+
+def medians(runs: Sequence[ThroughputResult]) -> ThroughputResult:
+    return ThroughputResult(*(statistics.median(figures) for figures in zip(*runs, strict=True)))
+
+
+def main() -> None:
+    options = parse_options(default_repeat=3)
     print("| configured | limit | used | max in a second | 429s per job | CPU ms per job |")
     print("|---|---|---|---|---|---|")
     cases = [case for case in LIMIT_CASES if options.only in case.name + case.limit]
     repeat_factor = CONFIGURED_REPEAT_FACTOR if options.share == 1 else 1
+    results: list[tuple[LimitCase, ThroughputResult]] = []
     with tempfile.TemporaryDirectory() as folder:
-
-        def run(case: LimitCase) -> ThroughputResult:
-            return measure(case, max(20, int(case.jobs * options.share)), folder)
-
-        configured = [case for case in cases if case.is_configured]
-        results = [
-            (case, _print_median(case, [run(case) for _ in range(options.repeat * repeat_factor)]))
-            for case in configured
-        ]
-        with ThreadPoolExecutor(MAX_PARALLEL_RUNS) as executor:
-            unconfigured = [
-                (case, [executor.submit(run, case) for _ in range(options.repeat)])
-                for case in cases
-                if case not in configured
-            ]
-            results += [(case, _print_median(case, [each.result() for each in runs])) for case, runs in unconfigured]
+        for case in cases:
+            if case.is_configured:
+                runs = range(options.repeat * repeat_factor)
+                results.append((case, medians([measure_share(case, options.share, folder) for _ in runs])))
+                _print_row(*results[-1])
+        unconfigured = [case for case in cases if not case.is_configured]
+        for result in measure_in_parallel(unconfigured, options, folder):
+            results.append(result)
+            _print_row(*result)
     for prefix, min_utilisation in GOALS.items():
         if matching := [(case, median) for case, median in results if case.name.startswith(prefix)]:
             _report_goal(prefix, min_utilisation, matching)
 
 
-def _print_median(case: LimitCase, runs: list[ThroughputResult]) -> ThroughputResult:
+def _print_row(case: LimitCase, median: ThroughputResult) -> None:
     """Print the medians of a case's runs as a row of the table."""
-    median = ThroughputResult(*(statistics.median(figures) for figures in zip(*runs, strict=True)))
     print(
         f"| {case.name} | {case.limit} | {median.utilisation:.3f} | {median.peak_utilisation:.3f} "
         f"| {median.rate_limited_per_job:.4f} | {median.cpu_ms:.2f} |",
         flush=True,
     )
-    return median
 
 
 def _report_goal(prefix: str, min_utilisation: float, results: list[tuple[LimitCase, ThroughputResult]]) -> None:
