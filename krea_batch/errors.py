@@ -9,6 +9,7 @@
     ├── RunStopped       the run submits nothing more; every job is in the ledger
     │   └── GatewayError     because the gateway refuses this key
     ├── LedgerError      the ledger cannot be read or written
+    │   └── FencedError      another worker has taken over the jobs of this one
     └── InternalError    a bug in krea-batch
 
 An error of one *job* is never raised inside the pipeline. It is passed on as a value and ends in the job's `Outcome`.
@@ -24,6 +25,7 @@ from typing import Any
 import msgspec
 
 __all__ = [
+    "FencedError",
     "GatewayError",
     "InputError",
     "InternalError",
@@ -158,6 +160,17 @@ class LedgerError(KreaBatchError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}; {self.next_step}"
+
+
+class FencedError(LedgerError):
+    """This run stood still for too long, so another worker has taken over its jobs. It sends nothing more."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            path,
+            "this process stood still for too long, and another worker has taken over its jobs",
+            "start it again to go on",
+        )
 
 
 class InternalError(KreaBatchError):

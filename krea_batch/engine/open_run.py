@@ -117,6 +117,8 @@ class OpenRun:
             count_server_errors=settings.count_server_errors,
         )
         stack.push_async_callback(self._finalize, run_no)
+        self.context.ledger.bind_run(run_no)
+        await record(Ledger.fence_others)
         requeued = await record(
             Ledger.recover,
             max_attempts=settings.max_attempts,

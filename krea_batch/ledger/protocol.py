@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from krea_batch.jobs import ErrorInfo, Outcome, State, StoredFile
-from krea_batch.ledger.rows import AmbiguousJob, Charges, JobTiming, KnownJob, OpenJob, RunRecord
+from krea_batch.ledger.rows import (
+    AmbiguousJob,
+    Charges,
+    JobTiming,
+    KnownJob,
+    LiveRun,
+    OpenJob,
+    Reservation,
+    RunRecord,
+)
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.results_rows import ResultsMark
 
@@ -65,6 +74,9 @@ class LedgerReader(Protocol):
 
     def latest_run(self) -> RunRecord | None:
         """Return the latest run, or None."""
+
+    def live_runs(self) -> list[LiveRun]:
+        """Return the runs that have not ended and are not fenced, in the order of their numbers."""
 
     def gateway(self) -> str | None:
         """Return the gateway of the latest run, as `Settings.origin`, or None."""
@@ -198,9 +210,20 @@ class Ledger(LedgerReader, Protocol):
     # ---- submitting --------------------------------------------------------------------------------------
 
     def enqueue(
-        self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, tenant: str, image_name: str = ""
-    ) -> None:
-        """Record a new job as pending. A job that is recorded already is not changed."""
+        self,
+        job_id: str,
+        body: bytes,
+        fingerprint: bytes,
+        metadata: bytes,
+        tenant: str,
+        image_name: str = "",
+        *,
+        free: bool = False,
+    ) -> bool:
+        """Record a new job as pending, for the run of this object, or `free` for any run.
+
+        Return False, with nothing changed, if the job is recorded already.
+        """
 
     def record_intent(
         self,
@@ -255,9 +278,6 @@ class Ledger(LedgerReader, Protocol):
     def callback_secret(self, new_secret: bytes) -> bytes:
         """Return the secret of the callback URLs; store `new_secret` if there is none yet."""
 
-    def mark_in_flight_ambiguous(self) -> None:
-        """Mark jobs as ambiguous whose POST was pending when the process ended."""
-
     def retry(self, job_no: int, state: State) -> None:
         """Record the user's decision to submit an unsuccessful job again. Earlier charges stay recorded."""
 
@@ -304,10 +324,18 @@ class Ledger(LedgerReader, Protocol):
         *,
         max_charges: int | None = None,
         count_server_errors: bool = False,
+        worker: str = "",
     ) -> int:
         """Record the start of a run with at most `rate_per_s` submits per second, and return its number.
 
-        Raises RunDirError if earlier runs used another gateway.
+        `worker` names the process. Raises RunDirError if earlier runs used another gateway.
+        """
+
+    def bind_run(self, run_no: int | None) -> None:
+        """Let each later transaction of this object be one of this run; None: of no run. Not itself a transaction.
+
+        A transaction of a run shows that the run is alive. It raises FencedError, and nothing is written, if the run
+        is fenced.
         """
 
     def set_expected_jobs(self, expected_jobs: int) -> None:
@@ -326,10 +354,44 @@ class Ledger(LedgerReader, Protocol):
         """Record the normal end of a run."""
 
     def recover(self, *, max_attempts: int, resubmit_ambiguous: bool) -> bool:
-        """Move jobs of earlier runs into the states in which this run resumes them.
+        """Move free jobs, those that no live run has, into the states in which they are resumed.
 
         Return True if jobs that had ended are open again.
         """
+
+    # ---- several runs at the same time -------------------------------------------------------------------
+
+    def fence(self, run_no: int, beat: int) -> bool:
+        """End a run from outside if its beat is still this one: it was killed, or stands still.
+
+        Jobs whose POST is pending become ambiguous, and its other jobs are free. Return False, with nothing changed,
+        if it has written something in the meantime, or has ended.
+        """
+
+    def fence_others(self) -> None:
+        """End all other runs as `fence` does. Only for a process that has the run directory alone."""
+
+    def claim_jobs(self, states: Collection[State], limit: int) -> list[OpenJob]:
+        """Take up to `limit` free jobs in these states for the run of this object, in the order of their numbers."""
+
+    def record_late_result(
+        self, run_no: int, job_no: int, result: str, request_id: str = "", at: float = 0.0
+    ) -> bool:
+        """Record how a POST ended that a run had sent before it was fenced.
+
+        `result` is `accepted`, with the request_id, or else `refused`, `server_error` or `not_sent`. If the job is
+        still ambiguous because of this POST, it is accepted or pending afterwards, and free. Return False if nothing
+        was recorded, because another job has the request_id or the result is known.
+        """
+
+    def reserve_charges(self, count: int, max_charges: int, *, count_server_errors: bool) -> Reservation:
+        """Reserve up to `count` charges for the run of this object, as far as all runs together stay in the limit.
+
+        Each intent that the run records uses one of them.
+        """
+
+    def return_charges(self, count: int) -> None:
+        """Give back charges that were reserved and are not needed."""
 
     # ---- the files ---------------------------------------------------------------------------------------
 

@@ -87,6 +87,22 @@ class RunRecord(msgspec.Struct, frozen=True):
     count_server_errors: bool
 
 
+class LiveRun(msgspec.Struct, frozen=True):
+    """A run that has not ended. Its `beat` grows with each of its transactions."""
+
+    run_no: int
+    worker: str
+    started_at: float
+    beat: int
+
+
+class Reservation(msgspec.Struct, frozen=True):
+    """Charges that a run may make. `exhausted` is whether no run will ever be able to make another one."""
+
+    granted: int
+    exhausted: bool
+
+
 class JobTiming(msgspec.Struct, frozen=True):
     """When a job was accepted, seen completed, and stored. `took_s` is the gateway's latency, or None."""
 

@@ -71,6 +71,10 @@ class LedgerWriter:
         """
         self._enqueue(Operation(transition, args, kwargs)).add_done_callback(self._on_deferred_done)
 
+    def bind_run(self, run_no: int) -> None:
+        """Let each later transition be one of this run; see `Ledger.bind_run`."""
+        self._ledger.bind_run(run_no)
+
     def outcomes(self, after_job_no: int = 0) -> AsyncIterator[list[Outcome]]:
         """Yield pages of outcomes of ended jobs with numbers above `after_job_no`, in order."""
         return pages(lambda after_no: self.record(Ledger.outcomes, after_no, MAX_TRANSACTION_ROWS), after_job_no)

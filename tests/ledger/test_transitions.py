@@ -381,7 +381,7 @@ def test_the_answer_of_an_ambiguous_job(ledger: Ledger) -> None:
     apply_all(
         ledger, lambda ledger: ledger.resubmit(1), intent("a"), lambda ledger: ledger.resubmit_submitting(1, b"cut")
     )
-    apply_all(ledger, intent("a"), Ledger.mark_in_flight_ambiguous)
+    apply_all(ledger, intent("a"), Ledger.fence_others)
     assert [job.answer for job in ledger.ambiguous_jobs()] == [b"cut", b""]
 
 
@@ -392,7 +392,7 @@ def test_ambiguous_jobs_include_pending_posts(ledger: Ledger) -> None:
     assert [(job.job_id, job.reason, job.body) for job in ledger.ambiguous_jobs()] == [
         ("a", STORE_ERROR.message, REQUEST_BODY), ("b", "being submitted", REQUEST_BODY),
     ]  # fmt: skip
-    apply_all(ledger, Ledger.mark_in_flight_ambiguous)
+    apply_all(ledger, Ledger.fence_others)
     assert ledger.counts() == {State.AMBIGUOUS: 2, State.PENDING: 1, State.ACCEPTED: 1}
     assert [job.job_no for job in ledger.ambiguous_jobs()] == [1, 2]
 

@@ -6,7 +6,7 @@ The states of an UPDATE are those of the action's path. If it changes no row, In
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, repeat
 from pathlib import Path
@@ -14,13 +14,13 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from krea_batch.errors import InternalError, LedgerError, RunDirError
+from krea_batch.errors import FencedError, InternalError, LedgerError, RunDirError
 from krea_batch.jobs import FINAL, ErrorInfo, Outcome, State, StoredFile
 from krea_batch.ledger.protocol import Intent
-from krea_batch.ledger.rows import OUTCOME_COLUMNS, outcome_of
+from krea_batch.ledger.rows import OUTCOME_COLUMNS, OpenJob, Reservation, outcome_of
 from krea_batch.ledger.sqlite.busy import wait_while_busy
 from krea_batch.ledger.sqlite.database import DISPOSITIONS, empty_database, next_step_of, open_database, open_error
-from krea_batch.ledger.sqlite.queries import OPEN_JOBS, SqliteQueries
+from krea_batch.ledger.sqlite.queries import FREE_JOBS, LIVE_RUNS, OPEN_JOBS, SqliteQueries
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import Action, path_of
 from krea_batch.rules.verdicts import Finished
@@ -32,7 +32,13 @@ MAX_ROWS = 64  # measured: more rows in one statement do not make a row cheaper
 
 
 class SqliteLedger(SqliteQueries):
-    """The ledger of one run in an SQLite file. See `Ledger` for its methods."""
+    """The ledger of a run directory in an SQLite file. See `Ledger` for its methods."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        super().__init__(path, connection)
+        self._run_no: int | None = None
+        self._change = _RunChange()
+        self._uncounted: tuple[int, int] | None = None  # charges and server errors of no run
 
     @classmethod
     def snapshot(cls, path: Path) -> SqliteLedger:
@@ -70,14 +76,35 @@ class SqliteLedger(SqliteQueries):
     def _attempt(self, operation: Callable[[Self], T]) -> T:
         """Apply an operation in a transaction, unless another program has locked the file."""
         self._sql.execute("BEGIN IMMEDIATE")
+        self._change = _RunChange()
         try:
+            if self._run_no is not None:
+                self._beat(self._run_no)
             result = operation(self)
+            if self._run_no is not None:
+                self._count(self._run_no)
             self._sql.execute("COMMIT")
         except BaseException:
             if self._sql.in_transaction:
                 self._sql.execute("ROLLBACK")
             raise
         return result
+
+    def _beat(self, run_no: int) -> None:
+        """Record that the run is alive. Raises FencedError if another run has taken its jobs."""
+        cursor = self._sql.execute("UPDATE runs SET beat = beat + 1 WHERE run_no = ? AND NOT fenced", (run_no,))
+        if cursor.rowcount != 1:
+            raise FencedError(self.path)
+
+    def _count(self, run_no: int) -> None:
+        """Add what the transaction has changed to the counters of the run."""
+        change = self._change
+        if change.charged or change.server_errors or change.intents:
+            self._sql.execute(
+                "UPDATE runs SET charged = charged + ?, server_errors = server_errors + ?,"
+                " reserved = max(0, reserved - ?) WHERE run_no = ?",
+                (change.charged, change.server_errors, change.intents, run_no),
+            )
 
     def maintain(self) -> None:
         """Copy the WAL into the file, as far as readers allow."""
@@ -87,13 +114,22 @@ class SqliteLedger(SqliteQueries):
     # ---- submitting --------------------------------------------------------------------------------------
 
     def enqueue(
-        self, job_id: str, body: bytes, fingerprint: bytes, metadata: bytes, tenant: str, image_name: str = ""
-    ) -> None:
-        self._sql.execute(
-            "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, tenant, image_name)"
-            " VALUES (?, 'pending', ?, ?, ?, ?, nullif(?, '')) ON CONFLICT (job_id) DO NOTHING",
-            (job_id, body, fingerprint, metadata, tenant, image_name),
+        self,
+        job_id: str,
+        body: bytes,
+        fingerprint: bytes,
+        metadata: bytes,
+        tenant: str,
+        image_name: str = "",
+        *,
+        free: bool = False,
+    ) -> bool:
+        cursor = self._sql.execute(
+            "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, tenant, image_name, run_no)"
+            " VALUES (?, 'pending', ?, ?, ?, ?, nullif(?, ''), ?) ON CONFLICT (job_id) DO NOTHING",
+            (job_id, body, fingerprint, metadata, tenant, image_name, None if free else self._run_no),
         )
+        return cursor.rowcount == 1
 
     def record_intent(
         self,
@@ -122,16 +158,19 @@ class SqliteLedger(SqliteQueries):
         if len(written) != len(intents):  # a job that is passed twice is written once
             ids = " or ".join(repr(job_id) for job_id, *_ in intents)
             raise InternalError(f"job {ids} is not pending, so it cannot be submitted")
-        submissions = [(job_nos[job_id], at) for job_id, _, _, _, at, *_ in intents]
+        submissions = [(job_nos[job_id], at, self._run_no) for job_id, _, _, _, at, *_ in intents]
         self._fetch_all(
-            "INSERT INTO submissions (job_no, sent_at) SELECT column1, column2 FROM {rows} WHERE column1 IS NOT NULL",
+            "INSERT INTO submissions (job_no, sent_at, run_no) SELECT column1, column2, column3 FROM {rows}"
+            " WHERE column1 IS NOT NULL",
             submissions,
         )
-        return [job_no for job_no, _ in submissions]
+        self._change.charged += len(submissions)
+        self._change.intents += len(submissions)
+        return [job_no for job_no, *_ in submissions]
 
     def revert_intent(self, job_no: int, result: str) -> None:
         self._transition(job_no, Action.REVERT, State.SUBMITTING)
-        self._set_result(job_no, result)
+        self._set_refused(job_no, result)
 
     def mark_accepted(self, job_no: int, request_id: str, at: float) -> bool:
         return self.mark_accepted_many([(job_no, request_id, at)])[0]
@@ -147,7 +186,7 @@ class SqliteLedger(SqliteQueries):
         return [True] * len(accepted)
 
     def mark_rejected(self, job_no: int, error: ErrorInfo, at: float, result: str = "refused") -> Outcome:
-        self._set_result(job_no, result)
+        self._set_refused(job_no, result)
         return self._end_job(job_no, Action.REJECT, State.SUBMITTING, error, at)
 
     def mark_ambiguous(self, job_no: int, error: ErrorInfo, at: float, answer: bytes = b"") -> Outcome:
@@ -185,13 +224,6 @@ class SqliteLedger(SqliteQueries):
         )
         (secret,) = self._sql.execute("SELECT secret FROM callback_secret").fetchone()
         return bytes(secret)
-
-    def mark_in_flight_ambiguous(self) -> None:
-        self._sql.execute("UPDATE submissions SET result = 'ambiguous' WHERE result IS NULL")
-        for (job_no,) in self._sql.execute(
-            f"SELECT job_no FROM jobs WHERE {OPEN_JOBS} AND state = 'submitting'"
-        ).fetchall():
-            self._end_job(job_no, Action.MARK_AMBIGUOUS, State.SUBMITTING, _KILLED, 0.0)
 
     def retry(self, job_no: int, state: State) -> None:
         assignments = "errors = 0, finished_at = NULL, error_kind = NULL, error_message = NULL"
@@ -250,6 +282,7 @@ class SqliteLedger(SqliteQueries):
         *,
         max_charges: int | None = None,
         count_server_errors: bool = False,
+        worker: str = "",
     ) -> int:
         previous = self.gateway()
         if previous and previous != gateway:
@@ -259,9 +292,9 @@ class SqliteLedger(SqliteQueries):
                 "use another run directory, or the same gateway",
             )
         cursor = self._sql.execute(
-            "INSERT INTO runs (started_at, gateway, version, rate_per_s, max_charges, count_server_errors)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (at, gateway, version, rate_per_s, max_charges, count_server_errors),
+            "INSERT INTO runs (started_at, gateway, version, rate_per_s, max_charges, count_server_errors, worker)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (at, gateway, version, rate_per_s, max_charges, count_server_errors, worker),
         )
         return int(cursor.lastrowid or 0)
 
@@ -290,10 +323,13 @@ class SqliteLedger(SqliteQueries):
     def end_run(self, run_no: int, at: float) -> None:
         self._sql.execute("UPDATE runs SET ended_at = ? WHERE run_no = ?", (at, run_no))
 
+    def bind_run(self, run_no: int | None) -> None:
+        self._run_no = run_no
+
     def recover(self, *, max_attempts: int, resubmit_ambiguous: bool) -> bool:
         unended = False
-        self.mark_in_flight_ambiguous()
-        rows = self._sql.execute(f"SELECT job_no, state, errors FROM jobs WHERE {OPEN_JOBS}").fetchall()
+        self._mark_in_flight_ambiguous()
+        rows = self._sql.execute(f"SELECT job_no, state, errors FROM jobs WHERE {FREE_JOBS}").fetchall()
         for job_no, state, errors in rows:
             old = State(state)
             new = lifecycle.on_resume(
@@ -304,6 +340,97 @@ class SqliteLedger(SqliteQueries):
                 self._transition(job_no, action, old, "error_kind = NULL, error_message = NULL")
                 unended = unended or old in FINAL
         return unended
+
+    # ---- several runs at the same time -------------------------------------------------------------------
+
+    def fence(self, run_no: int, beat: int) -> bool:
+        cursor = self._sql.execute(
+            f"UPDATE runs SET fenced = 1 WHERE run_no = ? AND beat = ? AND {LIVE_RUNS}", (run_no, beat)
+        )
+        if cursor.rowcount == 1:
+            self._mark_in_flight_ambiguous()
+        return cursor.rowcount == 1
+
+    def fence_others(self) -> None:
+        self._sql.execute(f"UPDATE runs SET fenced = 1 WHERE run_no IS NOT ? AND {LIVE_RUNS}", (self._run_no,))
+        self._mark_in_flight_ambiguous()
+
+    def _mark_in_flight_ambiguous(self) -> None:
+        """Mark free jobs as ambiguous whose POST was pending when their run ended."""
+        self._sql.execute(
+            "UPDATE submissions SET result = 'ambiguous' WHERE result IS NULL"
+            f" AND (run_no IS NULL OR run_no NOT IN (SELECT run_no FROM runs WHERE {LIVE_RUNS}))"
+        )
+        for (job_no,) in self._sql.execute(
+            f"SELECT job_no FROM jobs WHERE {OPEN_JOBS} AND state = 'submitting' AND NOT EXISTS"
+            " (SELECT 1 FROM submissions WHERE submissions.job_no = jobs.job_no AND result IS NULL)"
+        ).fetchall():
+            self._end_job(job_no, Action.MARK_AMBIGUOUS, State.SUBMITTING, _KILLED, 0.0)
+
+    def claim_jobs(self, states: Collection[State], limit: int) -> list[OpenJob]:
+        jobs = self._open_jobs(
+            f"{FREE_JOBS} AND state IN ({','.join('?' * len(states))}) ORDER BY job_no LIMIT ?", (*states, limit)
+        )
+        self._fetch_all(
+            f"UPDATE jobs SET run_no = {self._run_no} FROM {{rows}} WHERE job_no = column1",
+            [(job.job_no,) for job in jobs],
+        )
+        return jobs
+
+    def record_late_result(
+        self, run_no: int, job_no: int, result: str, request_id: str = "", at: float = 0.0
+    ) -> bool:
+        (submission_no,) = self._sql.execute(
+            "SELECT max(submission_no) FROM submissions WHERE job_no = ? AND run_no = ? AND result = 'ambiguous'",
+            (job_no, run_no),
+        ).fetchone()
+        if submission_no is None or (request_id and self._has_request_id(request_id)):
+            return False
+        self._sql.execute(
+            "UPDATE submissions SET result = ?, request_id = nullif(?, '') WHERE submission_no = ?",
+            (result, request_id, submission_no),
+        )
+        if result != "accepted":
+            self._sql.execute(
+                "UPDATE runs SET charged = charged - 1, server_errors = server_errors + ? WHERE run_no = ?",
+                (result == "server_error", run_no),
+            )
+        if self._is_in_doubt_about(job_no, submission_no):
+            no_error = "error_kind = NULL, error_message = NULL, finished_at = NULL"
+            if result == "accepted":
+                assignments = f"request_id = ?, accepted_at = ?, {no_error}"
+                self._transition(job_no, Action.ADOPT, State.AMBIGUOUS, assignments, (request_id, at))
+            else:
+                self._transition(job_no, Action.RESUBMIT, State.AMBIGUOUS, no_error)
+        return True
+
+    def _is_in_doubt_about(self, job_no: int, submission_no: int) -> bool:
+        """Return whether a job is ambiguous because of this submission, its last one."""
+        row = self._sql.execute(
+            "SELECT 1 FROM jobs WHERE job_no = ?1 AND state = 'ambiguous'"
+            " AND ?2 = (SELECT max(submission_no) FROM submissions WHERE job_no = ?1)",
+            (job_no, submission_no),
+        ).fetchone()
+        return row is not None
+
+    def reserve_charges(self, count: int, max_charges: int, *, count_server_errors: bool) -> Reservation:
+        charged, server_errors, reserved = self._sql.execute(
+            "SELECT coalesce(sum(charged), 0), coalesce(sum(server_errors), 0),"
+            f" coalesce(sum(reserved) FILTER (WHERE {LIVE_RUNS}), 0) FROM runs"
+        ).fetchone()
+        if self._uncounted is None:  # Only `krea-batch recover` adds submissions without a run.
+            charges = self.charges()
+            self._uncounted = charges.charged + charges.unknown - charged, charges.server_errors - server_errors
+        counted = charged + self._uncounted[0]
+        if count_server_errors:
+            counted += server_errors + self._uncounted[1]
+        granted = max(0, min(count, max_charges - counted - reserved))
+        self._sql.execute("UPDATE runs SET reserved = reserved + ? WHERE run_no = ?", (granted, self._run_no))
+        (in_flight,) = self._sql.execute("SELECT count(*) FROM submissions WHERE result IS NULL").fetchone()
+        return Reservation(granted, exhausted=counted - in_flight >= max_charges)
+
+    def return_charges(self, count: int) -> None:
+        self._sql.execute("UPDATE runs SET reserved = max(0, reserved - ?) WHERE run_no = ?", (count, self._run_no))
 
     # ---- the files ---------------------------------------------------------------------------------------
 
@@ -375,12 +502,30 @@ class SqliteLedger(SqliteQueries):
             (result, answer, job_no),
         )
 
+    def _set_refused(self, job_no: int, result: str) -> None:
+        """Set the result of a submission that is not charged."""
+        self._set_result(job_no, result)
+        self._change.charged -= 1
+        self._change.server_errors += result == "server_error"
+
     def _mark_refunded(self, job_no: int) -> None:
+        self._change.charged -= 1
         self._sql.execute(
             "UPDATE submissions SET refunded = 1 WHERE request_id = (SELECT request_id FROM jobs WHERE job_no = ?)",
             (job_no,),
         )
         self._sql.execute("UPDATE jobs SET errors = errors + 1 WHERE job_no = ?", (job_no,))
+
+
+class _RunChange:
+    """What a transaction changes in the counters of its run."""
+
+    __slots__ = ("charged", "intents", "server_errors")
+
+    def __init__(self) -> None:
+        self.charged = 0
+        self.intents = 0
+        self.server_errors = 0
 
 
 @lru_cache(maxsize=256)

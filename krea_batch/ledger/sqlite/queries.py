@@ -16,6 +16,7 @@ from krea_batch.ledger.rows import (
     Charges,
     JobTiming,
     KnownJob,
+    LiveRun,
     OpenJob,
     RunRecord,
     iso,
@@ -36,6 +37,11 @@ OPEN_JOB_COLUMNS = (
 
 OPEN_JOBS = "disposition IS NULL"  # must equal the condition of the index jobs_open
 UNSUCCESSFUL_JOBS = "disposition = 'unsuccessful'"  # must equal that of jobs_unsuccessful
+
+LIVE_RUNS = "ended_at IS NULL AND NOT fenced"
+
+FREE_JOBS = f"{OPEN_JOBS} AND (run_no IS NULL OR run_no NOT IN (SELECT run_no FROM runs WHERE {LIVE_RUNS}))"
+"""The open jobs that no live run has, as SQL."""
 
 OBSERVED_S = "finished_at - accepted_at"
 TRUSTED_TOOK_S = (
@@ -75,10 +81,8 @@ class SqliteQueries:
                 self._sql.execute("ROLLBACK")
 
     def ambiguous_job(self, job_no: int) -> OpenJob | None:
-        row = self._sql.execute(
-            f"SELECT {OPEN_JOB_COLUMNS} FROM jobs WHERE job_no = ? AND state = 'ambiguous'", (job_no,)
-        ).fetchone()
-        return open_job(row) if row else None
+        jobs = self._open_jobs("job_no = ? AND state = 'ambiguous'", (job_no,))
+        return jobs[0] if jobs else None
 
     def unsuccessful_jobs(self, states: Collection[State]) -> list[tuple[int, str, State]]:
         rows = self._sql.execute(
@@ -112,6 +116,10 @@ class SqliteQueries:
         started_at, rate_per_s, expected_jobs, max_charges, count_server_errors = row
         return RunRecord(started_at, rate_per_s, expected_jobs, max_charges, bool(count_server_errors))
 
+    def live_runs(self) -> list[LiveRun]:
+        sql = f"SELECT run_no, worker, started_at, beat FROM runs WHERE {LIVE_RUNS} ORDER BY run_no"
+        return [LiveRun(*row) for row in self._sql.execute(sql)]
+
     def gateway(self) -> str | None:
         row = self._sql.execute("SELECT gateway FROM runs ORDER BY run_no DESC LIMIT 1").fetchone()
         return row[0] if row else None
@@ -136,11 +144,11 @@ class SqliteQueries:
         return (bytes(row[0]), row[1]) if row else None
 
     def open_jobs(self, after_job_no: int, limit: int) -> list[OpenJob]:
-        rows = self._sql.execute(
-            f"SELECT {OPEN_JOB_COLUMNS} FROM jobs WHERE {OPEN_JOBS}"
-            f" AND state IN ({RESUMED_AS_THEY_ARE}) AND job_no > ? ORDER BY job_no LIMIT ?",
-            (after_job_no, limit),
-        )
+        condition = f"{OPEN_JOBS} AND state IN ({RESUMED_AS_THEY_ARE}) AND job_no > ? ORDER BY job_no LIMIT ?"
+        return self._open_jobs(condition, (after_job_no, limit))
+
+    def _open_jobs(self, condition: str, values: Sequence[Any]) -> list[OpenJob]:
+        rows = self._sql.execute(f"SELECT {OPEN_JOB_COLUMNS} FROM jobs WHERE {condition}", values)
         return [open_job(row) for row in rows]
 
     def latencies(self, limit: int) -> list[tuple[str, float]]:

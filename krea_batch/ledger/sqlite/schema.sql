@@ -1,4 +1,4 @@
--- The ledger of a run: what was requested, what was charged, what became of it. Version 9.
+-- The ledger of a run: what was requested, what was charged, what became of it. Version 10.
 -- Instants are seconds since 1970 (UTC). States: krea_batch/jobs.py. Transitions: krea_batch/rules/lifecycle.py.
 -- The expression of the CHECK is filled in from the table of states when the file is created.
 
@@ -13,6 +13,7 @@ CREATE TABLE jobs (
     metadata      BLOB    NOT NULL,              -- JSON, never sent
     image_name    TEXT,                          -- names the files of images instead of the id; NULL: the id does
     tenant        TEXT    NOT NULL DEFAULT '',   -- for fairness between callers
+    run_no        INTEGER REFERENCES runs (run_no), -- of the worker that has the job; free if NULL, or if that has ended
     request_id    TEXT,                          -- of the latest accepted submission
     media         TEXT,                          -- JSON {{"media_urls": […], "media_type": …}} once finished
     files         TEXT    NOT NULL DEFAULT '[]', -- JSON, a list of StoredFile
@@ -41,6 +42,7 @@ CREATE INDEX jobs_image_name ON jobs (image_name) WHERE image_name IS NOT NULL;
 CREATE TABLE submissions (
     submission_no INTEGER PRIMARY KEY,
     job_no        INTEGER NOT NULL REFERENCES jobs (job_no),
+    run_no        INTEGER REFERENCES runs (run_no),
     sent_at       REAL    NOT NULL,
     result        TEXT,                          -- accepted, refused, server_error, not_sent, ambiguous; NULL: in flight
     request_id    TEXT    UNIQUE,
@@ -50,10 +52,17 @@ CREATE TABLE submissions (
 
 CREATE INDEX submissions_in_flight ON submissions (job_no) WHERE result IS NULL;
 
+-- A run is the work of one process. Several runs may work at the same time: each is a worker of the run directory.
 CREATE TABLE runs (
     run_no        INTEGER PRIMARY KEY,
+    worker        TEXT NOT NULL DEFAULT '',      -- host and process, for people
     started_at    REAL NOT NULL,
     ended_at      REAL,
+    beat          INTEGER NOT NULL DEFAULT 0,    -- grows with each transaction of the run, so it shows that it is alive
+    fenced        INTEGER NOT NULL DEFAULT 0,    -- 1: it was killed or stood still, and may write nothing more
+    charged       INTEGER NOT NULL DEFAULT 0,    -- its submissions that are charged, or may be
+    server_errors INTEGER NOT NULL DEFAULT 0,    -- its submissions answered with 500 or 503
+    reserved      INTEGER NOT NULL DEFAULT 0,    -- charges below the limit that it may still make
     gateway       TEXT NOT NULL,                 -- where the request_ids of this run directory are valid
     version       TEXT NOT NULL,                 -- of krea-batch
     rate_per_s    REAL,                          -- maximum submit rate; NULL: the limit is found
