@@ -59,7 +59,7 @@ class StatelessGateway:
         self.ideal_s = 0.0  # until the last one is finished, where each is submitted as soon as the rate lets it
 
     async def submit(
-        self, _: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+        self, _: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
     ) -> PostVerdict:
         if on_sending:
             on_sending()

@@ -97,7 +97,7 @@ class LatencyGateway(ScriptedGateway):
         self.lag_s = 0.0
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
     ) -> PostVerdict:
         accepted: Any = await super().submit(body, on_sending=on_sending)
         self.accepted_s[accepted.request_id] = asyncio.get_running_loop().time()

@@ -61,7 +61,7 @@ class FixedLatencyGateway(ScriptedGateway):
         self.polls_made: Counter[str] = Counter()
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
     ) -> PostVerdict:
         self.submitted_bodies.clear()
         self.submit_times_s.clear()

@@ -232,6 +232,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "identical refusals either.",
         ),
     ] = None  # chosen: the first users of a service may well all send bad requests
+    shared: Annotated[
+        bool,
+        Option(
+            help="Work on the run directory together with other processes of this machine, each with this option."
+        ),
+    ] = False
     sink: Annotated[
         str | None,
         Option(

@@ -41,7 +41,7 @@ class CallbackGateway(ScriptedGateway):
         self._callback_tasks: list[asyncio.Task[None]] = []
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
     ) -> PostVerdict:
         verdict = await super().submit(body, on_sending=on_sending)
         assert isinstance(verdict, Accepted)

@@ -24,7 +24,7 @@ class LimitedGateway(ScriptedGateway):
         self._end_s: dict[str, float] = {}
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
     ) -> PostVerdict:
         if on_sending:
             on_sending()

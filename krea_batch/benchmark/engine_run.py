@@ -32,7 +32,7 @@ class RecordingGateway:
         self._recorder = recorder
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
     ) -> PostVerdict:
         verdict = await self._gateway.submit(body, callback=callback, on_sending=on_sending)
         match verdict:

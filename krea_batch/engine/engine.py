@@ -86,6 +86,7 @@ class Engine:
         max_charges: int | None = None,
         count_server_errors: bool | None = None,
         max_identical_failures: int | None = None,
+        shared: bool | None = None,
         sink: Sink | str | None = None,
         references: ReferenceStore | str | None = None,
         gateway: str | None = None,
@@ -281,7 +282,7 @@ class Engine:
                 context.stop(RunStopped(error.problem, error.hint))
             await self._or_engine_failure(pipeline.wait_idle())
             raise
-        await self._or_engine_failure(pipeline.wait_idle())
+        await self._or_engine_failure(pipeline.wait_all_ended())
         producer.save_checkpoint()
 
     async def submit(self, job: Job, *, tenant: str = "") -> Handle:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from krea_batch.errors import RunStopped
+from krea_batch.errors import RunDirError, RunStopped
 from krea_batch.events import Listener
 from krea_batch.gateway.callbacks import SECRET_BYTES, CallbackEndpoint, CallbackRouter
 from krea_batch.jobs import Outcome
@@ -38,8 +40,10 @@ from krea_batch.pipeline.protocols import Gateway
 from krea_batch.pipeline.rate_limiter import RateLimiter
 from krea_batch.rules.delivery import DeliveryGuard
 from krea_batch.rules.fail_fast import IdenticalFailureGuard
+from krea_batch.rules.lease import Lease
 from krea_batch.settings import AmbiguousPolicy, ApiKey, Settings, Webhook
 from krea_batch.storage.async_io import run_to_completion
+from krea_batch.storage.image_file import remove_stale_parts
 from krea_batch.storage.os_errors import next_step
 from krea_batch.storage.results_file import EMPTY_PREFIX, ResultsFile, StablePrefix
 from krea_batch.storage.run_dir import RunDir
@@ -48,6 +52,8 @@ from krea_batch.storage.sinks import Sink
 if TYPE_CHECKING:
     from krea_batch.storage.reference_store import ReferenceStore  # obstore is optional
 
+OPENING_S = 10.0  # chosen: opening a ledger and reading the end of results.jsonl take less
+OPENING_RETRY_S = 0.1
 DISK_THREADS = 8  # chosen: an fsync is cheaper if others run in parallel; more threads than this gained little
 MAX_KNOWN_IMAGES = 20  # chosen: the images of a run are on a few hosts
 LATENCY_HISTORY = 500  # chosen: the weight of observations that a poll schedule keeps (latency_estimate.MAX_WEIGHT)
@@ -70,8 +76,11 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
 class OpenRun:
     """An open run directory with its pipeline."""
 
-    def __init__(self, config: RunConfig, context: RunContext, results: ResultsFile, pipeline: Pipeline) -> None:
+    def __init__(
+        self, config: RunConfig, run_dir: RunDir, context: RunContext, results: ResultsFile, pipeline: Pipeline
+    ) -> None:
         self._config = config
+        self._run_dir = run_dir
         self.context = context
         self.pipeline = pipeline
         self._results = results
@@ -95,6 +104,8 @@ class OpenRun:
             await self.pipeline.resume_open_jobs()
             on_ready()
             await closing.wait()
+            if self.pipeline.coordinator:
+                self.pipeline.coordinator.stop_claiming()
             # The stages are cancelled in the step of the event loop in which no job is left. A job that came later
             # would be interrupted.
             while not (aborting.is_set() or self.pipeline.is_idle):
@@ -115,10 +126,11 @@ class OpenRun:
             *start,
             max_charges=settings.max_charges,
             count_server_errors=settings.count_server_errors,
+            worker=f"{socket.gethostname()}:{os.getpid()}",
         )
         stack.push_async_callback(self._finalize, run_no)
-        self.context.ledger.bind_run(run_no)
-        await record(Ledger.fence_others)
+        self.context.run_no = run_no
+        self.context.ledger.bind_run(run_no, Lease() if settings.shared else None)
         requeued = await record(
             Ledger.recover,
             max_attempts=settings.max_attempts,
@@ -126,11 +138,15 @@ class OpenRun:
         )
         await self.context.resume_found_limit()
         self.pipeline.poll_scheduler.add_past_latencies(await record(Ledger.latencies, LATENCY_HISTORY))
-        if settings.max_charges is not None:  # Counting the charges of a million jobs takes half a second.
+        if (
+            settings.max_charges is not None and not settings.shared
+        ):  # Counting the charges of a million jobs takes half a second.
             charges = await record(Ledger.charges)
             self.pipeline.budget.add_charges(charges.limited(count_server_errors=settings.count_server_errors))
         await self.pipeline.downloader.prepare()
         await self.pipeline.references.check()
+        if settings.shared:
+            return  # The last run that ends writes results.jsonl.
         if requeued or results_bytes is None or results_bytes != self._results.size_bytes():
             await self._rewrite_results_in_background(stack)
         elif settled := await record(Ledger.last_settled_job):
@@ -174,6 +190,11 @@ class OpenRun:
         if context.ledger.failure:
             return
         with anyio.CancelScope(shield=True):
+            if self._config.settings.shared:
+                await context.record(Ledger.end_run, run_no, self._config.clock())
+                if not self._run_dir.try_to_be_alone():
+                    return
+                await context.on_disk(remove_stale_parts, self._config.settings.out)
             is_unchanged = self._results.identity() == self._kept.identity
             kept = self._kept if is_unchanged else EMPTY_PREFIX
             outcomes = context.ledger.outcomes(kept.last_job_no)
@@ -196,10 +217,12 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
     """Open the run directory; `stack` closes it. Raises RunDirError, LedgerError."""
     settings = config.settings
     run_dir = RunDir(settings.out)
-    run_dir.lock()
+    await _lock(run_dir, shared=settings.shared)
     stack.callback(run_dir.unlock)
-    ledger = await open_ledger(run_dir.path)
+    ledger = await open_ledger(run_dir.path, alone=run_dir.is_alone)
     stack.push_async_callback(ledger.close)
+    if settings.shared:
+        run_dir.share()
     disk = ThreadPoolExecutor(DISK_THREADS, "krea-batch-disk")
     stack.callback(disk.shutdown)
     has_succeeded = await ledger.record(Ledger.has_succeeded)
@@ -220,11 +243,25 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
     failure_guard = IdenticalFailureGuard(settings.max_identical_failures or 0, has_succeeded=has_succeeded)
     pipeline = Pipeline(context, results, failure_guard, sink=config.sink, references=config.references)
     stack.push_async_callback(pipeline.references.close)
-    run = OpenRun(config, context, results, pipeline)
+    run = OpenRun(config, run_dir, context, results, pipeline)
     await run.recover(stack)
     if settings.webhook:
         await run.listen(stack, endpoint, settings.webhook)
     return run
+
+
+async def _lock(run_dir: RunDir, *, shared: bool) -> None:
+    """Lock the run directory. Processes that share it are waited for while they open it. Raises RunDirError."""
+    give_up_s = time.monotonic() + (OPENING_S if shared else 0.0)
+    while True:
+        try:
+            run_dir.lock(shared=shared)
+        except RunDirError:
+            if time.monotonic() >= give_up_s:
+                raise
+            await asyncio.sleep(OPENING_RETRY_S)
+        else:
+            return
 
 
 async def _connect(stack: AsyncExitStack, config: RunConfig, ledger: LedgerWriter) -> Gateway:

@@ -12,7 +12,7 @@ from random import Random
 from typing import Self
 
 from krea_batch.forecast.latency_model import Latencies
-from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Refusal, Refused, Waiting
+from krea_batch.rules.verdicts import Accepted, Finished, NotSent, PollVerdict, PostVerdict, Refusal, Refused, Waiting
 from krea_batch.testing.scripted_gateway import make_png
 
 SUBMIT_LATENCY_S = 0.05  # chosen: a round trip of some milliseconds, and some processing
@@ -55,10 +55,10 @@ class ModelGateway:
         self.accepted_s: list[float] = []
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
     ) -> PostVerdict:
-        if on_sending:
-            on_sending()
+        if on_sending and (reason := on_sending()):
+            return NotSent(reason)
         now_s = asyncio.get_running_loop().time()
         refusal = self._check_limit(now_s)
         await asyncio.sleep(SUBMIT_LATENCY_S)

@@ -133,13 +133,13 @@ class GatewayClient:
     # ---- POSTs -------------------------------------------------------------------------------------------
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
     ) -> PostVerdict:
         """POST a job's body once, and return the outcome. `callback` is the webhook URL.
 
-        `on_sending` is called once, just before the first byte can leave. If this call is cancelled earlier, nothing
-        was sent. The connection may take `request_timeout_s`. The answer may take LATE_ANSWER_S longer, because a
-        POST that was sent may be paid for.
+        `on_sending` is called once, just before the first byte can leave. If it returns a reason, or this call is
+        cancelled earlier, nothing is sent. The connection may take `request_timeout_s`. The answer may take
+        LATE_ANSWER_S longer, because a POST that was sent may be paid for.
         """
         headers = self._key_headers() | wire.SUBMIT_HEADERS
         if callback:
@@ -148,12 +148,13 @@ class GatewayClient:
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
 
-        def begin_sending() -> None:
+        def begin_sending() -> str | None:
             nonlocal timer
+            if on_sending and (reason := on_sending()):
+                return reason
             timer = loop.call_later(self._request_timeout_s + LATE_ANSWER_S, look_once_more)
             limit.reschedule(None)
-            if on_sending:
-                on_sending()
+            return None
 
         def look_once_more() -> None:
             # If this process was stopped, the answer may already be in the socket when the time-out is noticed.

@@ -42,19 +42,26 @@ class ConnectionBroken(aiohttp.ClientError):
     """The connection was lost during a request."""
 
 
-class Transmission:
-    """Whether the first byte of a request may have left. `on_sending` is called once, just before that."""
+class NotAllowed(aiohttp.ClientError):
+    """The caller does not want a request to be sent any more."""
 
-    def __init__(self, on_sending: Callable[[], None] | None = None) -> None:
+
+class Transmission:
+    """Whether the first byte of a request may have left.
+
+    `on_sending` is called once, just before that. If it returns a reason, nothing is sent, and NotAllowed is raised.
+    """
+
+    def __init__(self, on_sending: Callable[[], str | None] | None = None) -> None:
         self._on_sending = on_sending
         self.has_begun = False
 
     def begin(self) -> None:
         if self.has_begun:
             return
+        if self._on_sending and (reason := self._on_sending()):
+            raise NotAllowed(reason)
         self.has_begun = True
-        if self._on_sending:
-            self._on_sending()
 
 
 async def _on_headers(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
@@ -205,6 +212,8 @@ def describe_error(error: Exception) -> str:
     match error:
         case TimeoutError():
             return "timed out"
+        case NotAllowed():
+            return str(error)
         case aiohttp.ClientHttpProxyError(status=status):
             return f"the proxy refused to connect (HTTP {status})"
         case aiohttp.ClientConnectorError() | aiohttp.ClientConnectorCertificateError():

@@ -14,7 +14,7 @@ from krea_batch.ledger.consistency import find_known_jobs, open_checked, open_le
 from krea_batch.ledger.opening import read_ledger, snapshot_ledger
 from krea_batch.ledger.paging import pages, read_outcomes
 from krea_batch.ledger.protocol import Ledger, LedgerReader
-from krea_batch.ledger.rows import AmbiguousJob, Charges, JobTiming, OpenJob, RunRecord
+from krea_batch.ledger.rows import AmbiguousJob, Charges, JobTiming, LiveRun, OpenJob, RunRecord
 from krea_batch.ledger.writer import MAX_TRANSACTION_ROWS, LedgerWriter
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Ledger",
     "LedgerReader",
     "LedgerWriter",
+    "LiveRun",
     "OpenJob",
     "RunRecord",
     "find_known_jobs",

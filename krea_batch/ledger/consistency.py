@@ -51,9 +51,9 @@ class RowHead(msgspec.Struct, frozen=True):
 _read_head = msgspec.json.Decoder(RowHead).decode
 
 
-async def open_ledger(out: Path) -> LedgerWriter:
+async def open_ledger(out: Path, *, alone: bool) -> LedgerWriter:
     """Call `open_checked` in a thread, and return a writer for use on this event loop."""
-    opening = asyncio.get_running_loop().run_in_executor(None, open_checked, out)
+    opening = asyncio.get_running_loop().run_in_executor(None, partial(open_checked, out, alone=alone))
     try:
         return LedgerWriter(await run_to_completion(opening))
     except asyncio.CancelledError:
@@ -62,15 +62,20 @@ async def open_ledger(out: Path) -> LedgerWriter:
         raise
 
 
-def open_checked(out: Path) -> Ledger:
-    """Check the run directory, which is locked, open its ledger, and record the request_ids that it could not take.
+def open_checked(out: Path, *, alone: bool = True) -> Ledger:
+    """Check the run directory, which is locked, and open its ledger.
 
-    Raises RunDirError as `check_run_dir` does, LedgerError, and OSError. Blocks.
+    With `alone`, no other process has the directory: the request_ids are recorded that the ledger could not take, and
+    all runs that have not ended are fenced, since their processes were killed. Raises RunDirError as `check_run_dir`
+    does, LedgerError, and OSError. Blocks.
     """
     check_run_dir(out)
     ledger = open_for_changes(out)
     try:
-        adopt_spill(ledger, out)
+        if alone:
+            adopt_spill(ledger, out)
+            # A POST without a result may be charged, so its job must be ambiguous before anything is decided.
+            ledger.transaction(Ledger.fence_others)
     except BaseException:
         ledger.close()
         raise
@@ -136,7 +141,7 @@ def unknown_images(store: LedgerReader, names: Iterable[str]) -> list[str]:
 
 def unknown_parts(store: LedgerReader, parts: Iterable[str]) -> list[str]:
     """Return those names of `.part` files that no accepted job of the ledger can have written; see `ImageFile`."""
-    owners = {part: _possible_owners(part.removesuffix(PART_SUFFIX)) for part in parts}
+    owners = {part: _possible_owners_of_part(part.removesuffix(PART_SUFFIX)) for part in parts}
     accepted = store.accepted_ids([job_id for job_ids in owners.values() for job_id in job_ids])
     return [part for part, job_ids in owners.items() if accepted.isdisjoint(job_ids)]
 
@@ -171,6 +176,12 @@ def _possible_owners(image_name: str) -> list[str]:
     while (shorter := _SUFFIX.sub("", owners[-1])) != owners[-1]:
         owners.append(shorter)
     return owners
+
+
+def _possible_owners_of_part(name: str) -> list[str]:
+    """Return the ids of the jobs of a `.part` file, without suffix: <id>.<job>, or <id>.<job>.<run>."""
+    without_run, _, number = name.rpartition(".")
+    return [*_possible_owners(name), *(_possible_owners(without_run) if number.isdecimal() else [])]
 
 
 def _is_of_any(name: str, files: Mapping[str, tuple[str, ...] | None]) -> bool:

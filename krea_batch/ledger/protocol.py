@@ -122,6 +122,9 @@ class LedgerReader(Protocol):
     def find_job(self, job_id: str) -> Outcome | None:
         """Return the outcome of a job by its id, whether it has ended or not; None if the ledger does not have it."""
 
+    def find_jobs(self, job_ids: Sequence[str]) -> list[Outcome]:
+        """Return the outcomes of those jobs that the ledger has, whether they have ended or not."""
+
     def outcomes(self, after_job_no: int, limit: int) -> tuple[list[Outcome], int | None]:
         """Return a page of outcomes of ended jobs, and the number after which to continue (None at the end)."""
 
@@ -178,6 +181,12 @@ class LedgerReader(Protocol):
 
     def last_job_no(self) -> int:
         """Return the highest number of a job; 0 if there is none."""
+
+    def has_free_jobs(self, count: int) -> bool:
+        """Return whether at least `count` pending jobs are free: no live run has them."""
+
+    def has_unfinished_jobs(self) -> bool:
+        """Return whether any job is to be submitted or completed, by whichever run."""
 
     def has_jobs(self) -> bool:
         """Return whether the ledger has any job."""

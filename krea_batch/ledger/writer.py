@@ -22,7 +22,9 @@ from krea_batch.errors import KreaBatchError, LedgerError
 from krea_batch.jobs import Outcome
 from krea_batch.ledger.paging import pages
 from krea_batch.ledger.protocol import Ledger
-from krea_batch.storage.async_io import MinInterval, resolve_all
+from krea_batch.rules.lease import Lease
+from krea_batch.storage.async_io import MinInterval, resolve_all, run_to_completion
+from krea_batch.storage.clocks import boottime_clock
 from krea_batch.storage.results_rows import mark_results
 from krea_batch.storage.run_dir import RESULTS
 
@@ -52,6 +54,9 @@ class LedgerWriter:
         self._maintenance_timer: asyncio.TimerHandle | None = None
         self._maintaining: asyncio.Future[None] | None = None
         self._closing = False
+        self.now_s = boottime_clock(asyncio.get_running_loop())
+        self._commit_begun_s = 0.0
+        self._lease: Lease | None = None
         self.failure: LedgerError | None = None
 
     async def record(self, transition: Callable[Concatenate[Ledger, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -71,9 +76,28 @@ class LedgerWriter:
         """
         self._enqueue(Operation(transition, args, kwargs)).add_done_callback(self._on_deferred_done)
 
-    def bind_run(self, run_no: int) -> None:
-        """Let each later transition be one of this run; see `Ledger.bind_run`."""
+    def bind_run(self, run_no: int, lease: Lease | None = None) -> None:
+        """Let each later transition be one of this run, and renew its lease; see `Ledger.bind_run`."""
         self._ledger.bind_run(run_no)
+        self._lease = lease
+        if lease:
+            lease.renew(self._commit_begun_s)  # that of the record of its start
+
+    def may_send(self) -> bool:
+        """Return whether no other run can have taken over the jobs of this one."""
+        return self._lease is None or self._lease.is_held(self.now_s())
+
+    async def record_late(
+        self, transition: Callable[Concatenate[Ledger, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Apply a method of `Ledger` after the run was fenced, as a transaction of no run. Raises LedgerError."""
+
+        def apply() -> T:
+            self._ledger.bind_run(None)
+            result: T = self._ledger.transaction(Operation(transition, args, kwargs).apply)
+            return result
+
+        return await run_to_completion(asyncio.get_running_loop().run_in_executor(self._thread, apply))
 
     def outcomes(self, after_job_no: int = 0) -> AsyncIterator[list[Outcome]]:
         """Yield pages of outcomes of ended jobs with numbers above `after_job_no`, in order."""
@@ -116,6 +140,7 @@ class LedgerWriter:
 
     def _start_commit(self) -> asyncio.Future[Any]:
         self._commit_timer.record_start()
+        self._commit_begun_s = self.now_s()
         batch, self._pending = self._pending[:_MAX_BATCH], self._pending[_MAX_BATCH:]
         operations = [operation for operation, _ in batch]
         self._last_batch_size = len(operations)
@@ -136,6 +161,8 @@ class LedgerWriter:
             self.failure = error
             batch, self._pending = batch + self._pending, []
             results = [error] * len(batch)
+        elif error is None and self._lease:
+            self._lease.renew(self._commit_begun_s)
         resolve_all((future for _, future in batch), results)
         if self._pending:
             self._schedule_commit()

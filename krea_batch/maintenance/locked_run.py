@@ -39,9 +39,6 @@ class LockedRun:
             stack.callback(run_dir.unlock)
             self._store = open_checked(self._out)
             stack.callback(self._store.close)
-            # A crash may have left a POST without a result. Its job may be charged, so it must be ambiguous before
-            # the caller decides anything: no decision may submit it again by mistake.
-            self._store.transaction(Ledger.fence_others)
             self._stack = stack.pop_all()
         return self
 

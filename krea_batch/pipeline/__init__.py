@@ -11,6 +11,7 @@ protocols         what the stages require of a gateway and of each other
 pipeline          the stages, connected: where a job goes from each of them
 executor          applies transitions: ledger, then counters, then events, then the next stage
 charge_budget     counts charges against `max_charges`
+coordinator       heartbeats, takeover and claims, if several runs share the directory
 waiters           the futures of callers who wait for jobs
 event_stream      a bounded stream of events that drops the oldest
 stats             the counters of a run

@@ -24,7 +24,7 @@ from krea_batch.ledger import Ledger, LedgerWriter, find_known_jobs
 from krea_batch.pipeline.emitter import EventEmitter
 from krea_batch.pipeline.in_flight_job import InFlightJob, InFlightLimit, TakenIds
 from krea_batch.pipeline.protocols import Gateway
-from krea_batch.pipeline.rate_limiter import RateLimiter, monotonic_clock
+from krea_batch.pipeline.rate_limiter import RateLimiter
 from krea_batch.pipeline.stats import RunStats
 from krea_batch.rules.backoff import RetryBudget
 from krea_batch.rules.delivery import DeliveryGuard
@@ -32,6 +32,7 @@ from krea_batch.rules.found_limit import MAX_AGE_S, FoundLimit
 from krea_batch.rules.verdicts import PollVerdict
 from krea_batch.settings import Settings
 from krea_batch.storage.async_io import DiskThreads
+from krea_batch.storage.clocks import monotonic_clock
 from krea_batch.storage.run_dir import has_images
 
 
@@ -82,6 +83,7 @@ class RunContext:
         self._recorded_limit: FoundLimit | None = None
         self._limit_recorded_s = -math.inf
         self._in_process = 0  # jobs of this run, as the rate limiter counts them
+        self.run_no = 0  # of this run in the ledger
         self.stopped: RunStopped | None = None
         self._on_stopping: list[Callable[[], None]] = []
 

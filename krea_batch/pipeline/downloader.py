@@ -50,12 +50,17 @@ class _Download:
         """The URL of the next image."""
         return self._urls[len(self.stored)]
 
-    def next_image(self, out: Path) -> ImageFile:
-        """Return an empty file for the next image: `<name>`, and `<name>-2` and so on for further images."""
+    def next_image(self, out: Path, run_no: int) -> ImageFile:
+        """Return an empty file for the next image: `<name>`, and `<name>-2` and so on for further images.
+
+        `run_no` is 0 if no other run shares the directory.
+        """
         job, output = self.job, len(self.stored) + 1
         name = job.name if output == 1 else f"{job.name}-{output}"
         # Bytes after the end of a PNG may be missing in the next response. If not, the CDN's file has them.
-        return ImageFile(out, name, job.job_no, job_id=job.id, output=output, keep_surplus=self.attempts > 0)
+        return ImageFile(
+            out, name, job.job_no, job_id=job.id, output=output, keep_surplus=self.attempts > 0, run_no=run_no
+        )
 
     @property
     def complete(self) -> bool:
@@ -86,7 +91,12 @@ class Downloader:
             self._writer = LocalImageWriter(run.disk)
         else:
             self._writer = SinkImageWriter(
-                run.settings.out, run.disk, sink, stop=run.stop, cancellable=self._tasks.cancellable
+                run.settings.out,
+                run.disk,
+                sink,
+                stop=run.stop,
+                cancellable=self._tasks.cancellable,
+                shared=run.settings.shared,
             )
 
     def put(self, job: InFlightJob) -> None:
@@ -150,7 +160,8 @@ class Downloader:
 
         Raises DownloadError, ImageError, SinkTransientError, SinkPermanentError and OSError.
         """
-        image = download.image or download.next_image(self._run.settings.out)
+        settings = self._run.settings
+        image = download.image or download.next_image(settings.out, self._run.run_no if settings.shared else 0)
         download.image = image
         rest = [] if image.is_complete else await self._tasks.cancellable(self._receive, download, image)
         return await self._writer.finish(image, rest)

@@ -10,10 +10,10 @@ import math
 import sys
 from typing import assert_never
 
-from krea_batch.errors import InternalError, LedgerError
+from krea_batch.errors import FencedError, InternalError, LedgerError
 from krea_batch.jobs import ErrorInfo, Outcome, State
 from krea_batch.ledger import Ledger
-from krea_batch.pipeline.charge_budget import ChargeBudget
+from krea_batch.pipeline.charge_budget import Budget
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.emitter import log
 from krea_batch.pipeline.in_flight_job import InFlightJob
@@ -30,7 +30,7 @@ _CHARGES = {Action.ACCEPT: 1, Action.MARK_AMBIGUOUS: 1, Action.RESUBMIT: 1, Acti
 class TransitionExecutor:
     """Applies transitions to the jobs of a run, and hands each job to its next stage."""
 
-    def __init__(self, run: RunContext, budget: ChargeBudget, stages: Stages) -> None:
+    def __init__(self, run: RunContext, budget: Budget, stages: Stages) -> None:
         self._run = run
         self._budget = budget
         self._stages = stages
@@ -40,7 +40,11 @@ class TransitionExecutor:
 
         Return False, with nothing changed, if the transition has a request_id that the ledger has for another job.
         """
-        recorded = await self._record(job, transition)
+        try:
+            recorded = await self._record(job, transition)
+        except FencedError:
+            await self._record_late(job, transition)
+            raise
         if recorded is False:
             return False
         self._update_job(job, transition)
@@ -69,13 +73,11 @@ class TransitionExecutor:
                     job.image_name,
                 )
             case Action.REVERT:
-                result = "server_error" if transition.is_server_error else transition.submit_result or "not_sent"
-                await record(Ledger.revert_intent, job.job_no, result)
+                await record(Ledger.revert_intent, job.job_no, _uncharged_result(transition))
             case Action.ACCEPT:
                 return await self._record_accepted(job, transition, at)
             case Action.REJECT:
-                result = "server_error" if transition.is_server_error else "refused"
-                return await record(Ledger.mark_rejected, job.job_no, error, at, result)
+                return await record(Ledger.mark_rejected, job.job_no, error, at, _uncharged_result(transition))
             case Action.MARK_AMBIGUOUS:
                 return await self._record_ambiguous(job, transition, error, at)
             case Action.RESUBMIT:
@@ -107,15 +109,37 @@ class TransitionExecutor:
     async def _record_accepted(self, job: InFlightJob, transition: Transition, at: float) -> bool:
         try:
             return await self._run.record(Ledger.mark_accepted, job.job_no, transition.request_id, at)
+        except FencedError:
+            raise
         except LedgerError:
             await self._spill(job, transition.request_id, at)
             raise
+
+    async def _record_late(self, job: InFlightJob, transition: Transition) -> None:
+        """Record the result of a POST of this run, whose jobs another run has taken over: that one cannot know it."""
+        run, at = self._run, self._run.wall_clock()
+        match transition.action:
+            case Action.ACCEPT:
+                result = "accepted"
+            case Action.REVERT | Action.REJECT:
+                result = _uncharged_result(transition)
+            case _:
+                return  # The run that fenced this one knows as much.
+        try:
+            await run.ledger.record_late(
+                Ledger.record_late_result, run.run_no, job.job_no, result, transition.request_id, at
+            )
+        except LedgerError:
+            if transition.request_id:
+                await self._spill(job, transition.request_id, at)
 
     async def _record_ambiguous(
         self, job: InFlightJob, transition: Transition, error: ErrorInfo, at: float
     ) -> Outcome:
         try:
             return await self._run.record(Ledger.mark_ambiguous, job.job_no, error, at, transition.answer)
+        except FencedError:
+            raise  # The run that fenced this one has done so.
         except LedgerError:
             # The next run finds the POST without a result. The reason may name a request_id, which is nowhere else.
             log.error("! in doubt but not recorded: job=%s reason=%s", job.id, error.message)
@@ -191,3 +215,10 @@ class TransitionExecutor:
                 self._stages.defer(job)
             case _:
                 assert_never(transition.next_stage)
+
+
+def _uncharged_result(transition: Transition) -> str:
+    """Return the result of a submission that is not charged, as the ledger has it."""
+    if transition.is_server_error:
+        return "server_error"
+    return "refused" if transition.action is Action.REJECT else transition.submit_result or "not_sent"

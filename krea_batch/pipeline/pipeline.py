@@ -16,8 +16,9 @@ from krea_batch.jobs import Outcome, State
 from krea_batch.ledger import MAX_TRANSACTION_ROWS, Ledger, OpenJob
 from krea_batch.pipeline.admission import AdmissionQueue
 from krea_batch.pipeline.callback_handler import CallbackHandler
-from krea_batch.pipeline.charge_budget import ChargeBudget
+from krea_batch.pipeline.charge_budget import Budget, ChargeBudget, SharedChargeBudget
 from krea_batch.pipeline.context import RunContext
+from krea_batch.pipeline.coordinator import WorkerCoordinator
 from krea_batch.pipeline.downloader import Downloader
 from krea_batch.pipeline.executor import TransitionExecutor
 from krea_batch.pipeline.in_flight_job import InFlightJob
@@ -52,7 +53,11 @@ class Pipeline:
         self._run = run
         self._results = results
         self._failure_guard = failure_guard
-        self.budget = ChargeBudget(run.settings.max_charges, run.stop)
+        settings = run.settings
+        shared_budget = SharedChargeBudget(
+            settings.max_charges, run.stop, run.record, count_server_errors=settings.count_server_errors
+        )
+        self.budget: Budget = shared_budget if settings.shared else ChargeBudget(settings.max_charges, run.stop)
         self.references = ReferenceUploads(run, references)
         executor = TransitionExecutor(run, self.budget, self)
         self.downloader = Downloader(run, executor, self, sink=sink)
@@ -68,6 +73,11 @@ class Pipeline:
             self._on_not_admitted,
         )
         self.waiters = WaiterRegistry(run, self.admission.put)
+        self.coordinator = (
+            WorkerCoordinator(run, self.waiters, shared_budget, self._resume, self._count_waiting)
+            if settings.shared
+            else None
+        )
 
     # ---- the tasks ---------------------------------------------------------------------------------------
 
@@ -75,6 +85,8 @@ class Pipeline:
         """Start the stages."""
         for stage in (self.callback_handler, self.admission, self.submitter, self.poll_scheduler, self.downloader):
             tasks.start_soon(stage.work)
+        if self.coordinator:
+            tasks.start_soon(self.coordinator.work)
 
     def producer(self) -> Producer:
         """Return a producer for the jobs of one source."""
@@ -84,6 +96,7 @@ class Pipeline:
             self.submitter.wait_for_capacity,
             self._on_admitted,
             self.waiters.take_over,
+            self.coordinator.enqueue if self.coordinator else None,
         )
 
     @property
@@ -97,8 +110,21 @@ class Pipeline:
             await self._run.taken_ids.wait_none()
             await self.callback_handler.wait()
 
+    async def wait_all_ended(self) -> None:
+        """Wait until no job is queued or in flight, in this run or in others that share the directory."""
+        if self.coordinator:
+            await self.coordinator.wait_none_open()
+        await self.wait_idle()
+
+    def _count_waiting(self) -> int:
+        """Return the number of jobs that this run has and has not submitted."""
+        return self._run.stats.jobs_queued + self.submitter.waiting
+
     async def resume_open_jobs(self) -> None:
         """Take the jobs that an earlier run left, each in the stage of its state."""
+        if self.coordinator:
+            await self.coordinator.look()
+            return
         after_no = 0
         while batch := await self._run.record(Ledger.open_jobs, after_no, MAX_TRANSACTION_ROWS):
             for record in batch:
@@ -147,7 +173,8 @@ class Pipeline:
         if reason := self._failure_guard.record_ended(outcome):
             self._run.stop(RunStopped(reason, "fix the cause, then run again to resume"))
         self._run.events.emit(JobEnded(outcome))
-        self._results.append(outcome)
+        if not self._run.settings.shared:  # Else the last run that ends writes the file.
+            self._results.append(outcome)
         self._run.taken_ids.release(job.id)
         self.waiters.on_ended(outcome)
 

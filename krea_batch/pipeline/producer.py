@@ -39,6 +39,7 @@ class Producer:
 
     `build` returns the in-flight job of a job, or raises JobError. `wait_for_capacity` is awaited before each job.
     `next_stage` takes a job that has a slot of the in-flight limit, `on_left` one that was read and is not started.
+    With `enqueue`, jobs are recorded instead, for any run to start; it returns those that other runs have recorded.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Producer:
         wait_for_capacity: Callable[[], Awaitable[None]],
         next_stage: Callable[[InFlightJob], None],
         on_left: Callable[[InFlightJob], None],
+        enqueue: Callable[[list[InFlightJob]], Awaitable[list[InFlightJob]]] | None = None,
     ) -> None:
         self._run = run
         self._build = build
         self._wait_for_capacity = wait_for_capacity
         self._next_stage = next_stage
         self._on_left = on_left
+        self._enqueue = enqueue
         self._read = 0
         # Jobs that may not be in the ledger yet, each with the number of jobs read before it.
         self._unrecorded: deque[tuple[int, InFlightJob]] = deque()
@@ -129,6 +132,8 @@ class Producer:
                 conflict = error
                 break
         try:
+            if self._enqueue:
+                await self._record(new)
             while new:
                 await self._wait_for_capacity()
                 await self._run.in_flight_limit.acquire()
@@ -141,6 +146,19 @@ class Producer:
                 self._on_left(job)
         if conflict:
             raise conflict
+
+    async def _record(self, new: deque[InFlightJob]) -> None:
+        """Record the new jobs, and remove them from `new`: any run may start them. Raises JobError as `work` does."""
+        assert self._enqueue  # noqa: S101 - the caller has checked it
+        jobs = list(new)
+        not_new = await self._enqueue(jobs)
+        new.clear()
+        self._unrecorded.clear()
+        for job in jobs:
+            self._run.taken_ids.release(job.id)
+        known = await self._run.find_known(not_new)
+        for job in not_new:
+            require_same_request(job, known[job.id])
 
     def _take(self, job: InFlightJob, known: Mapping[str, bytes]) -> bool:
         """Take the id of a new job. Return False if the job is known; raise JobError if it has another request."""

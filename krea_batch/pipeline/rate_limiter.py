@@ -8,15 +8,14 @@ leaky bucket alone does not.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import Callable
 
 from aiolimiter import AsyncLimiter
 
 from krea_batch.errors import SettingsError
 from krea_batch.rules.rate_control import RateController
 from krea_batch.settings import Rate
+from krea_batch.storage.clocks import monotonic_clock
 
 COMMIT_SMOOTHING = 0.125  # RFC 6298, 2: alpha
 LEAD = 1.5  # chosen: intents that take half as long again still do not delay their POST
@@ -31,15 +30,6 @@ def even_limiter(per_s: float) -> AsyncLimiter:
     """Return a limiter that spreads `per_s` evenly, for one waiter at a time."""
     burst = 1.0 + per_s * BURST_S
     return AsyncLimiter(burst, burst / per_s)
-
-
-def monotonic_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """Return a clock that advances while callbacks run.
-
-    The clock of uvloop does not, and has a resolution of one millisecond. Send times read from it are too early by
-    the time that the loop was busy, so too many requests would be sent.
-    """
-    return time.monotonic if type(loop).__module__.partition(".")[0] == "uvloop" else loop.time
 
 
 class RateLimiter:

@@ -18,7 +18,7 @@ import msgspec
 
 from krea_batch.errors import RunStopped
 from krea_batch.gateway.wire import CallbackPayload
-from krea_batch.pipeline.charge_budget import ChargeBudget
+from krea_batch.pipeline.charge_budget import Budget
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.executor import TransitionExecutor
 from krea_batch.pipeline.in_flight_job import InFlightJob
@@ -51,7 +51,7 @@ class Submitter:
         run: RunContext,
         executor: TransitionExecutor,
         stages: Stages,
-        budget: ChargeBudget,
+        budget: Budget,
         references: ReferenceUploads,
         on_callback: Callable[[int, CallbackPayload], None],
     ) -> None:
@@ -152,7 +152,8 @@ class Submitter:
             await self._executor.apply(job, lifecycle.SUBMIT)
             is_let_through = False
             sent_s = await self._run.rate_limiter.confirm()
-            if sent_s is None or self._run.stopped:  # Submits were paused, or the run was stopped, since the intent.
+            # Submits were paused, the run was stopped, or this process stood still, since the intent was recorded.
+            if sent_s is None or self._run.stopped or not self._run.ledger.may_send():
                 if sent_s is not None:
                     self._run.rate_limiter.controller.on_not_sent(sent_s)
                 await self._executor.apply(job, lifecycle.REVERT)
@@ -179,10 +180,13 @@ class Submitter:
         sending = False
         verdict: PostVerdict = Ambiguous("the run was stopped before the answer arrived")
 
-        def on_sending() -> None:
+        def on_sending() -> str | None:
             nonlocal sending
+            if not self._run.ledger.may_send():
+                return "this process stood still for too long, so its jobs may have been taken over"
             sending = True
             self._run.stats.submits += 1
+            return None
 
         try:
             callback = ""

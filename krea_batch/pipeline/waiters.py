@@ -7,7 +7,7 @@ caller starts it; later callers wait for it, too.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from krea_batch.errors import KreaBatchError, RunStopped
 from krea_batch.events import Event, JobEnded, RetryScheduled, StateChanged
@@ -39,6 +39,7 @@ class WaiterRegistry:
         Raises JobError if another job has the id, and RunStopped.
         """
         known = await self._run.find_known([job])
+        is_shared = self._run.settings.shared
         # One step of the event loop, up to the next await: no other caller takes an id that is free here.
         if fingerprint := known.get(job.id) or self._run.taken_ids.fingerprint_of(job.id):
             require_same_request(job, fingerprint)
@@ -50,12 +51,16 @@ class WaiterRegistry:
             raise error
         self._run.taken_ids.take(job.id, job.fingerprint)
         waiter = self._create(job.id)
-        if durable:
+        if durable or is_shared:
             try:
-                await self._record(job)
+                is_new = await self._record(job)
             except KreaBatchError as error:
                 self.fail(job.id, error)  # other callers may wait for it already
                 raise
+            if is_shared and not is_new:  # Another run has recorded it in the meantime, and has it.
+                self._run.taken_ids.release(job.id)
+                require_same_request(job, (await self._run.find_known([job]))[job.id])
+                return waiter
         self._admit(job)
         return waiter
 
@@ -96,6 +101,16 @@ class WaiterRegistry:
         if waiter := self._remove(job_id):
             waiter.fail(error or self._run.stopped or CLOSED)
 
+    def foreign_ids(self) -> list[str]:
+        """Return the ids of the jobs that callers wait for and other runs have."""
+        return [job_id for job_id in self._waiters if job_id not in self._run.taken_ids]
+
+    def on_foreign_jobs(self, rows: Sequence[Outcome]) -> None:
+        """Tell the waiters how far the jobs of other runs are."""
+        for row in rows:
+            if (waiter := self._waiters.get(row.id)) and row.id not in self._run.taken_ids:
+                self._restore(waiter, row)
+
     def close(self, error: BaseException) -> None:
         """Fail all remaining waiters, and those of later callers."""
         self._closed_by = error
@@ -121,13 +136,13 @@ class WaiterRegistry:
             self._remove(row.id)
             show_in_notebooks(row, self._run_dir)
             waiter.end(row)
-        elif row.id not in self._run.taken_ids:
+        elif row.id not in self._run.taken_ids and not self._run.settings.shared:
             self.fail(row.id)  # A stop left the job to the next run.
         elif row.status is not State.PENDING:
             waiter.restore(row)
 
-    async def _record(self, job: InFlightJob) -> None:
-        await self._run.record(
+    async def _record(self, job: InFlightJob) -> bool:
+        return await self._run.record(
             Ledger.enqueue, job.id, job.body, job.fingerprint, job.metadata, job.tenant, job.image_name
         )
 

@@ -24,5 +24,6 @@ poll_schedule          when to poll, from the latencies observed so far
 poll_schedule_by_kind  separate poll schedules for kinds of jobs with different latencies
 callback_reliability   whether the gateway delivers callbacks reliably
 round_robin            a queue that serves tenants in turn
+lease                  which runs of a shared run directory are alive
 image_names            names of images from templates, and names that other systems take
 """

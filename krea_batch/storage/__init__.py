@@ -5,6 +5,7 @@ atomic            replace a file atomically
 os_errors         what to do about an error of the operating system
 outputs           guards the files and directories that commands write at a user's paths
 async_io          asyncio helpers for file work
+clocks            monotonic clocks of an event loop
 png               validates PNG data while it streams
 image_types       the types of images, and the check of an image as it streams
 image_file        a partial download: .part file, fsync, rename

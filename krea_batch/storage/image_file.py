@@ -38,19 +38,31 @@ class ImageFile:
     `name` is the path below images/ without suffix: the job's name, or `<name>-2` for its second image. Its folders
     are created when the image gets its name. The `.part` file is in images/ itself and named by the job's id; the
     job's number in the ledger (`job_no`) distinguishes it from that of a job whose id is `<id>-2`, or differs in case
-    only. `output` is the number of the image in its job, from 1. With `keep_surplus`, a PNG is kept although bytes
-    follow its end. Set `is_sized` if the response announced the image's size; see `ImageValidator`.
+    only. If several runs share the directory, `run_no` distinguishes it from that of another run, which may have
+    stood still while it downloaded the same image. `output` is the number of the image in its job, from 1. With
+    `keep_surplus`, a PNG is kept although bytes follow its end. Set `is_sized` if the response announced the image's
+    size; see `ImageValidator`.
     """
 
     def __init__(
-        self, out: Path, name: str, job_no: int, *, job_id: str = "", output: int = 1, keep_surplus: bool = False
+        self,
+        out: Path,
+        name: str,
+        job_no: int,
+        *,
+        job_id: str = "",
+        output: int = 1,
+        keep_surplus: bool = False,
+        run_no: int = 0,
     ) -> None:
         self.job_id = job_id or name
         self.output = output
         self.images_dir = f"{out}/{IMAGES}"  # Path objects would cost as much as the calls
         self.stem = name
         part_name = self.job_id if output == 1 else f"{self.job_id}-{output}"
-        self._part = f"{self.images_dir}/{part_name}.{job_no}{PART_SUFFIX}"
+        run = f".{run_no}" if run_no else ""
+        self._part = f"{self.images_dir}/{part_name}.{job_no}{run}{PART_SUFFIX}"
+        self._move = _link_and_unlink if run_no else os.replace
         self._fd = -1  # open from the last bytes until the sync
         self._validator = ImageValidator()
         self._size_px = 0, 0
@@ -163,12 +175,29 @@ class ImageFile:
             except FileNotFoundError:
                 is_free = True
             if is_free:
-                os.replace(self._part, final)  # noqa: PTH105
+                try:
+                    self._move(self._part, final)
+                except FileExistsError:  # another run has taken the name in this moment, perhaps for the same image
+                    if not self._has_content(final):
+                        continue
+                    self.part.unlink()
                 return name
         raise AssertionError("candidate_names does not end")
 
     def _has_content(self, path: str) -> bool:
         return has_content(Path(path), self.written_bytes, self._digest.hexdigest())
+
+
+def _link_and_unlink(part: str, final: str) -> None:
+    """Rename a file unless the new name exists. Raises FileExistsError then, and other OSErrors."""
+    try:
+        os.link(part, final)
+    except FileExistsError:
+        raise
+    except OSError:  # The file system has no hard links, so another run may take the name in this moment.
+        os.replace(part, final)  # noqa: PTH105
+    else:
+        os.unlink(part)  # noqa: PTH108
 
 
 def stale_parts(out: Path) -> Iterator[Path]:

@@ -34,15 +34,20 @@ MAX_LOCK_ATTEMPTS, LOCK_RETRY_S = 10, 0.01  # chosen: `is_locked` of other proce
 
 
 class RunDir:
-    """The directory of one run, locked from `lock` to `unlock`."""
+    """A run directory, locked from `lock` to `unlock`: for this process alone, or together with others."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ledger = path / LEDGER
+        self.is_alone = False
         self._fd = -1
 
-    def lock(self) -> None:
-        """Create and lock the directory. Raises RunDirError if another process has it, or it cannot be created."""
+    def lock(self, *, shared: bool = False) -> None:
+        """Create and lock the directory. With `shared`, processes that share it may have it, too.
+
+        Afterwards `is_alone` says whether no other process has it. If that is so and it will be shared, no other one
+        gets it before `share` is called. Raises RunDirError if another process has it, or it cannot be created.
+        """
         if os.name == "nt":
             raise RunDirError(self.path, "directories cannot be locked on Windows", "run krea-batch in WSL")
         try:
@@ -53,7 +58,8 @@ class RunDir:
             raise unusable_directory(self.path, error) from error
         _LOCKED.add(self)
         try:
-            is_free = _try_lock(self._fd)
+            self.is_alone = _try_lock(self._fd)
+            is_free = self.is_alone or (shared and _try_lock(self._fd, shared=True))
         except OSError as error:
             self.unlock()
             raise RunDirError(
@@ -66,9 +72,25 @@ class RunDir:
             if any(other.path.exists() and self.path.samefile(other.path) for other in _LOCKED):
                 hint = "close it (`aclose`, or leave its `async with`), or use another run directory"
                 raise RunDirError(self.path, "another Engine of this process is using it", hint)
-            raise RunDirError(
-                self.path, "another krea-batch is using it", "wait for it, or use another run directory"
-            )
+            raise self._in_use(shared=shared)
+
+    def share(self) -> None:
+        """Let other processes that share the directory have it, too. Raises RunDirError if one took it instead."""
+        self.is_alone = False
+        if not _try_lock(self._fd, shared=True):
+            raise self._in_use(shared=True)
+
+    def try_to_be_alone(self) -> bool:
+        """Return whether no other process has the directory; it is then locked for this one. Else it is unlocked."""
+        self.is_alone = _try_lock(self._fd)
+        return self.is_alone
+
+    def _in_use(self, *, shared: bool) -> RunDirError:
+        if shared:
+            problem, hint = "another krea-batch is using it alone", "wait for it, or start it with --shared, too"
+        else:
+            problem, hint = "another krea-batch is using it", "wait for it, or use another run directory"
+        return RunDirError(self.path, problem, hint)
 
     def unlock(self) -> None:
         """Release the lock. Idempotent."""
@@ -111,7 +133,8 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _try_lock(fd, shared=True)
+        # The first attempt finds a process that has it alone, the second one processes that share it.
+        return not (_try_lock(fd, shared=True) and _try_lock(fd))
     except OSError:
         return False
     finally:
@@ -223,7 +246,7 @@ def _try_lock(fd: int, *, shared: bool = False) -> bool:
     """
     import fcntl  # not on Windows
 
-    for n in range(1 if shared else MAX_LOCK_ATTEMPTS):
+    for n in range(MAX_LOCK_ATTEMPTS):
         if n:
             time.sleep(LOCK_RETRY_S)
         try:

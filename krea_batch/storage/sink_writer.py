@@ -39,16 +39,19 @@ class SinkImageWriter:
         *,
         stop: Callable[[RunStopped], None],
         cancellable: Callable[[Callable[[], Awaitable[str]]], Awaitable[str]],
+        shared: bool = False,
     ) -> None:
         self._out = out
         self._disk = disk
         self._sink = sink
         self._stop = stop
         self._cancellable = cancellable
+        self._shared = shared
 
     async def prepare(self) -> None:
         """Delete files of a killed run, and stop the run before anything is charged if the sink does not work."""
-        await self._disk.run(remove_stale_parts, self._out)
+        if not self._shared:  # Else they may be downloads of other runs.
+            await self._disk.run(remove_stale_parts, self._out)
         try:
             await _with_timeout(self._sink.check(), CHECK_TIMEOUT_S)
         except SinkTransientError as error:

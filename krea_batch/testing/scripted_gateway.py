@@ -158,18 +158,19 @@ class ScriptedGateway:
         self.on_poll: Callable[[str], None] = lambda _request_id: None
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
     ) -> PostVerdict:
         """Return the next verdict for a POST, after `submit_duration_s`. The callback path is ignored."""
         request = orjson.loads(body)
         self.on_submit(request["prompt"])
         self.submitted_bodies.append(request)
         self.submit_times_s.append(asyncio.get_running_loop().time())
+        script = self.submit_script[request["prompt"]]
+        will_send = not (script and isinstance(script[0], NotSent))
+        if on_sending and will_send and (reason := on_sending()):
+            return NotSent(reason)
         self.pending_submits += 1
         self.peak_pending_submits = max(self.peak_pending_submits, self.pending_submits)
-        script = self.submit_script[request["prompt"]]
-        if on_sending and not (script and isinstance(script[0], NotSent)):
-            on_sending()
         try:
             await asyncio.sleep(self.submit_duration_s)
             entry = await _next_entry(script, ACCEPT)

@@ -306,7 +306,7 @@ class SharedLimitScript(FixedLatencyScript):
         return wait_s
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
     ) -> PostVerdict:
         if wait_s := self._wait_s():
             return Refused(Refusal.RATE_LIMITED, 429, "slow down", wait_s)

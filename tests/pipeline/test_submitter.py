@@ -337,7 +337,7 @@ class TestSubmitResults:
 
         class ConnectingGateway(ScriptedGateway):
             async def submit(
-                self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None
+                self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
             ) -> Any:
                 await asyncio.sleep(3600.0)
 
@@ -739,7 +739,9 @@ class OutageGateway(ScriptedGateway):
         self.answers_after_s = answers_after_s
         self.failed_s: list[float] = []
 
-    async def submit(self, body: bytes, *, callback: str = "", on_sending: Callable[[], None] | None = None) -> Any:
+    async def submit(
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
+    ) -> Any:
         now_s = asyncio.get_running_loop().time() - VIRTUAL_START_S
         if not self.outage_s[0] <= now_s < self.outage_s[1]:
             return await super().submit(body, callback=callback, on_sending=on_sending)

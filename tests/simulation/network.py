@@ -184,7 +184,7 @@ class SimulatedSession:
         """Close the session."""
         self.disconnect()
 
-    async def _send(self, request: Request, on_sending: Callable[[], None] | None = None) -> SimulatedResponse:
+    async def _send(self, request: Request, on_sending: Callable[[], str | None] | None = None) -> SimulatedResponse:
         await self.server.connect(request)
         if on_sending:
             on_sending()

@@ -21,7 +21,7 @@ from krea_batch.cli.options.run_options import given_settings
 from krea_batch.cli.ui.check_progress import CheckProgress
 from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
 from krea_batch.cli.ui.progress import INTERRUPT_REASON, EventAnnouncer, make_display, refresh_until_cancelled
-from krea_batch.cli.ui.run_status import EndedJobs, EngineStatusReader, RecentErrors
+from krea_batch.cli.ui.run_status import EndedJobs, EngineStatusReader, RecentErrors, SharedStatusReader
 from krea_batch.cli.ui.summary import RunSummary, RunTotals
 from krea_batch.engine.engine import Engine
 from krea_batch.errors import (
@@ -254,8 +254,8 @@ class RunSession:
             raise problem
         return problem or engine.stopped
 
-    def _status_reader(self, engine: Engine) -> EngineStatusReader:
-        return EngineStatusReader(
+    def _status_reader(self, engine: Engine) -> EngineStatusReader | SharedStatusReader:
+        reader = EngineStatusReader(
             engine,
             self._recent_errors,
             self._ended_jobs,
@@ -263,6 +263,7 @@ class RunSession:
             succeeded_before=self._succeeded_before,
             forecast=self._forecast,
         )
+        return SharedStatusReader(reader, engine.settings.out) if engine.settings.shared else reader
 
     def _listeners(self, stack: ExitStack) -> list[Listener]:
         listeners: list[Listener] = [

@@ -17,6 +17,7 @@ import msgspec
 
 from krea_batch.cli.ui.formatting import format_bytes, format_duration, printable
 from krea_batch.engine.engine import Engine
+from krea_batch.errors import LedgerError, RunDirError
 from krea_batch.events import Event, JobEnded, JobResumed, RetryScheduled, StateChanged
 from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
@@ -358,3 +359,27 @@ def remaining_s(rate_history: RateHistory, jobs_left: int, to_submit: int) -> fl
     submits_per_s, ends_per_s = rate_history.rates_per_s(RATE_WINDOW_S)
     per_s = submits_per_s if to_submit else ends_per_s
     return jobs_left / per_s if per_s > 0 else None
+
+
+class SharedStatusReader:
+    """Reads the status of all runs that share a directory: what the ledger has, with the pauses of this run."""
+
+    def __init__(self, this_run: EngineStatusReader, out: Path) -> None:
+        self._this_run = this_run
+        self._all_runs = LedgerStatusReader(out)
+
+    def read(self) -> RunStatus:
+        own = self._this_run.read()
+        try:
+            status = self._all_runs.read()
+        except (RunDirError, LedgerError):  # The run ends because of it, and says so.
+            return own
+        return msgspec.structs.replace(
+            status,
+            limit_per_s=own.limit_per_s,
+            found_limit=own.found_limit,
+            paused_s=own.paused_s,
+            remaining_s=None if own.paused_s > 0 else status.remaining_s,
+            stopping=own.stopping,
+            top_errors=own.top_errors,
+        )

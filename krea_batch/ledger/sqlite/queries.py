@@ -191,6 +191,10 @@ class SqliteQueries:
         row = self._sql.execute(f"SELECT {OUTCOME_COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         return outcome_of(row) if row else None
 
+    def find_jobs(self, job_ids: Sequence[str]) -> list[Outcome]:
+        sql = f"SELECT {OUTCOME_COLUMNS} FROM jobs WHERE job_id IN ({','.join('?' * len(job_ids))})"
+        return [outcome_of(row) for row in self._sql.execute(sql, job_ids)]
+
     def outcomes(self, after_job_no: int, limit: int) -> tuple[list[Outcome], int | None]:
         rows = self._sql.execute(
             f"SELECT {OUTCOME_COLUMNS}, job_no FROM jobs WHERE job_no > ? ORDER BY job_no LIMIT ?",
@@ -316,6 +320,14 @@ class SqliteQueries:
         except sqlite3.DatabaseError as error:
             problem = str(error)
         return None if problem == "ok" else str(problem)
+
+    def has_free_jobs(self, count: int) -> bool:
+        sql = f"SELECT 1 FROM jobs WHERE {FREE_JOBS} AND state = 'pending' LIMIT 1 OFFSET ?"
+        return self._sql.execute(sql, (count - 1,)).fetchone() is not None
+
+    def has_unfinished_jobs(self) -> bool:
+        sql = f"SELECT 1 FROM jobs WHERE {OPEN_JOBS} AND state IN ('submitting', {RESUMED_AS_THEY_ARE}) LIMIT 1"
+        return self._sql.execute(sql).fetchone() is not None
 
     def has_jobs(self) -> bool:
         return self._sql.execute("SELECT 1 FROM jobs LIMIT 1").fetchone() is not None

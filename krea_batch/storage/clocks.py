@@ -1,0 +1,25 @@
+"""Clocks that never go backwards, in seconds, for measuring durations on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+
+def monotonic_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return a clock that advances while callbacks run.
+
+    The clock of uvloop does not, and has a resolution of one millisecond. Send times read from it are too early by
+    the time that the loop was busy, so too many requests would be sent.
+    """
+    return time.monotonic if type(loop).__module__.partition(".")[0] == "uvloop" else loop.time
+
+
+def boottime_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return a clock as `monotonic_clock` does that also advances while the machine is suspended."""
+    now_s = monotonic_clock(loop)
+    clock = getattr(time, "CLOCK_BOOTTIME", None)  # Linux; elsewhere the clock of the loop has to do
+    if clock is None:
+        return now_s
+    return lambda: now_s() + time.clock_gettime(clock) - time.clock_gettime(time.CLOCK_MONOTONIC)
