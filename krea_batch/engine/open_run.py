@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -252,12 +251,13 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
 
 async def _lock(run_dir: RunDir, *, shared: bool) -> None:
     """Lock the run directory. Processes that share it are waited for while they open it. Raises RunDirError."""
-    give_up_s = time.monotonic() + (OPENING_S if shared else 0.0)
+    now_s = asyncio.get_running_loop().time
+    give_up_s = now_s() + (OPENING_S if shared else 0.0)
     while True:
         try:
             run_dir.lock(shared=shared)
         except RunDirError:
-            if time.monotonic() >= give_up_s:
+            if now_s() >= give_up_s:
                 raise
             await asyncio.sleep(OPENING_RETRY_S)
         else:

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,26 @@ RUN_OPTIONS = ("--rate", "200/s", "--poll-interval", "0.3")
 class CrashScenario:
     """A run of `count` jobs into `out`, which is started, killed and resumed."""
 
-    def __init__(self, simulator: RunningSimulator, directory: Path, count: int, out: Path | None = None) -> None:
+    def __init__(
+        self,
+        simulator: RunningSimulator,
+        directory: Path,
+        count: int,
+        out: Path | None = None,
+        options: Sequence[str] = RUN_OPTIONS,
+    ) -> None:
         self.simulator = simulator
         self.directory = directory
         self.out = out or directory / "out"
         write_jobs(directory / "jobs.jsonl", count)
         self.count = count
         self.kills = 0
+        self._options = options
 
     @property
     def command(self) -> list[str]:
         out, gateway = str(self.out), self.simulator.gateway_url
-        return ["run", "jobs.jsonl", "--out", out, "--gateway", gateway, *RUN_OPTIONS, "--quiet"]
+        return ["run", "jobs.jsonl", "--out", out, "--gateway", gateway, *self._options, "--quiet"]
 
     def start(self, *wrapper: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Start the command, under another one if a wrapper is given."""

@@ -1,0 +1,218 @@
+"""Several engines work on one run directory. Each job is charged once, whichever engine submits it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krea_batch import Engine, Job, JobError, RunDirError, RunStopped
+from krea_batch.errors import FencedError
+from krea_batch.jobs import State
+from krea_batch.ledger import Ledger
+from krea_batch.ledger.sqlite import SqliteLedger
+from krea_batch.rules.lease import LEASE_S
+from krea_batch.storage.run_dir import LEDGER
+from krea_batch.testing.scripted_gateway import ACCEPT, Refusal, Refused, ScriptedGateway
+from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses
+from tests.virtual_time_runs import run_virtual
+
+UNAVAILABLE = Refused(Refusal.RETRYABLE, 503, "unavailable")
+
+
+def open_engine(out: Path, gateway: ScriptedGateway, **options: Any) -> Engine:
+    return Engine(out, gateway_client=gateway, shared=True, **options)
+
+
+def change_ledger(out: Path, operation: Callable[[Ledger], Any]) -> Any:
+    """Change the ledger as another process would."""
+    with closing(SqliteLedger.open(out / LEDGER)) as ledger:
+        return ledger.transaction(operation)
+
+
+def fence(out: Path, run_no: int) -> None:
+    """Let another process take a run for dead."""
+    assert change_ledger(out, lambda ledger: ledger.fence(run_no, ledger.live_runs()[run_no - 1].beat))
+
+
+def run_two(
+    out: Path, gateway: ScriptedGateway, main: Callable[[Engine, Engine], Awaitable[None]], **options: Any
+) -> None:
+    """Run `main` with two engines that share a run directory."""
+
+    async def run() -> None:
+        async with AsyncExitStack() as stack:
+            engines = [await stack.enter_async_context(open_engine(out, gateway, **options)) for _ in range(2)]
+            await main(*engines)
+
+    run_virtual(run())
+
+
+def test_two_runs_of_one_file_share_its_jobs(tmp_path: Path) -> None:
+    """Both wait until all jobs have ended. Each job is charged once, and both have submitted some."""
+    gateway = ScriptedGateway()
+
+    async def run_both(one: Engine, two: Engine) -> None:
+        await asyncio.gather(one.run(make_jobs(60)), two.run(make_jobs(60)))
+        assert ledger_states(tmp_path) == dict.fromkeys((f"j{n}" for n in range(60)), "succeeded")
+
+    run_two(tmp_path, gateway, run_both, rate="5/s")
+    assert Counter(gateway.charged.values()) == Counter(f"j{n}" for n in range(60))
+    per_run = dict(query_ledger(tmp_path, "SELECT run_no, count(*) FROM submissions GROUP BY run_no"))
+    assert set(per_run) == {1, 2}
+    assert min(per_run.values()) >= 20
+    assert result_statuses(tmp_path) == dict.fromkeys((f"j{n}" for n in range(60)), "succeeded")
+
+
+def test_two_callers_of_one_job(tmp_path: Path) -> None:
+    """If two engines are asked for the same job, one submits it, and both get its outcome."""
+    gateway = ScriptedGateway()
+
+    async def generate_twice(one: Engine, two: Engine) -> None:
+        job = Job(prompt="a fox", id="fox")
+        outcomes = await asyncio.gather(one.generate(job), two.generate(job))
+        assert [outcome.status for outcome in outcomes] == ["succeeded", "succeeded"]
+        assert outcomes[0].files == outcomes[1].files
+        handle = await two.submit(job)
+        assert (await handle).request_id == outcomes[0].request_id
+
+    run_two(tmp_path, gateway, generate_twice)
+    assert list(gateway.charged.values()) == ["a fox"]
+
+
+def test_another_request_under_the_same_id(tmp_path: Path) -> None:
+    """An id that another engine has for another request is refused, and the other request is not sent."""
+    gateway = ScriptedGateway()
+
+    async def generate_both(one: Engine, two: Engine) -> None:
+        first = await one.submit(Job(prompt="a fox", id="x"))
+        with pytest.raises(JobError, match="has changed"):
+            await two.submit(Job(prompt="a hen", id="x"))
+        await first
+
+    run_two(tmp_path, gateway, generate_both)
+    assert list(gateway.charged.values()) == ["a fox"]
+
+
+def test_jobs_left_by_an_engine_are_taken_over(tmp_path: Path) -> None:
+    """An engine that closes without waiting leaves its jobs to the other one, which polls and stores them."""
+    gateway = ScriptedGateway()
+
+    async def leave(one: Engine, two: Engine) -> None:
+        for job in make_jobs(5):
+            await one.submit(job)
+        await one.aclose(detach=True)
+        await asyncio.sleep(60)
+        assert set(ledger_states(tmp_path).values()) == {"succeeded"}
+        assert two.stats().succeeded == 5
+
+    run_two(tmp_path, gateway, leave)
+    assert len(gateway.charged) == 5
+
+
+def test_the_jobs_of_a_fenced_engine_are_taken_over(tmp_path: Path) -> None:
+    """An engine that was taken for dead raises FencedError. The other one completes its jobs, and charges nothing."""
+    gateway = ScriptedGateway()
+
+    async def run() -> None:
+        one, two = open_engine(tmp_path, gateway), open_engine(tmp_path, gateway)
+        await one.start()
+        await two.start()
+        handles = [await one.submit(job) for job in make_jobs(5)]
+        fence(tmp_path, 1)
+        with pytest.raises(FencedError):
+            await handles[0]
+        with pytest.raises(FencedError, match="start it again"):
+            await one.aclose()
+        assert {(await two.generate(job)).status for job in make_jobs(5)} == {State.SUCCEEDED}
+        await two.aclose()
+
+    run_virtual(run())
+    assert len(gateway.charged) == 5
+
+
+@pytest.mark.parametrize("answer", ["accepted", "refused"])
+def test_the_answer_to_a_post_of_a_fenced_engine(tmp_path: Path, answer: str) -> None:
+    """A POST outlives the fence. Its request_id is recorded, or its job is submitted by the other engine."""
+    gateway = ScriptedGateway()
+    gateway.submit_script["j0"] = [(20.0, ACCEPT if answer == "accepted" else UNAVAILABLE), ACCEPT]
+
+    async def run() -> None:
+        one, two = open_engine(tmp_path, gateway), open_engine(tmp_path, gateway)
+        await one.start()
+        await two.start()
+        await one.enqueue(make_jobs(1)[0])
+        await asyncio.sleep(1.0)
+        fence(tmp_path, 1)
+        await asyncio.sleep(3.0)
+        assert ledger_states(tmp_path) == {"j0": "ambiguous"}
+        with pytest.raises(FencedError):
+            await one.aclose()
+        await asyncio.sleep(60.0)
+        assert ledger_states(tmp_path) == {"j0": "succeeded"}
+        await two.aclose()
+
+    run_virtual(run())
+    assert list(gateway.charged.values()) == ["j0"]
+    assert len(gateway.submitted_prompts) == (1 if answer == "accepted" else 2)
+
+
+def test_a_limit_of_charges_for_both(tmp_path: Path) -> None:
+    """Both engines together use the limit exactly, although some POSTs are refused, which is not charged."""
+    gateway = ScriptedGateway()
+    for n in range(0, 60, 7):
+        gateway.submit_script[f"j{n}"] = [UNAVAILABLE, ACCEPT]
+
+    async def run_both(one: Engine, two: Engine) -> None:
+        await asyncio.gather(one.run(make_jobs(60)), two.run(make_jobs(60)))
+        assert isinstance(one.stopped, RunStopped) and isinstance(two.stopped, RunStopped)
+
+    run_two(tmp_path, gateway, run_both, max_charges=25)
+    assert len(gateway.charged) == 25
+
+
+def test_an_engine_that_does_not_share(tmp_path: Path) -> None:
+    """A directory that is shared is in use for an engine that does not share, and the other way round."""
+    gateway = ScriptedGateway()
+
+    async def start_alone_beside_shared() -> None:
+        async with open_engine(tmp_path, gateway):
+            with pytest.raises(RunDirError, match="another"):
+                await Engine(tmp_path, gateway_client=gateway).start()
+
+    async def share_beside_alone() -> None:
+        async with Engine(tmp_path, gateway_client=gateway):
+            with pytest.raises(RunDirError, match="another"):
+                await open_engine(tmp_path, gateway).start()
+
+    run_virtual(start_alone_beside_shared())
+    run_virtual(share_beside_alone())
+
+
+def test_nothing_is_sent_on_a_lease_that_has_lapsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that stood still between its intent and its POST does not send the POST."""
+    gateway = ScriptedGateway()
+
+    async def run() -> None:
+        async with open_engine(tmp_path, gateway) as engine:
+            limiter = engine.rate_limiter
+            confirm = limiter.confirm
+
+            async def stand_still() -> float | None:
+                sent_s = await confirm()
+                asyncio.get_running_loop()._clock_selector.now_s += LEASE_S  # type: ignore[attr-defined]
+                monkeypatch.setattr(limiter, "confirm", confirm)
+                return sent_s
+
+            monkeypatch.setattr(limiter, "confirm", stand_still)
+            outcome = await engine.generate(Job(prompt="a fox"))
+            assert outcome.status is State.SUCCEEDED
+
+    run_virtual(run())
+    assert gateway.submitted_prompts == ["a fox"]
+    assert query_ledger(tmp_path, "SELECT result FROM submissions") == [("not_sent",), ("accepted",)]
