@@ -99,6 +99,8 @@ class Engine:
         given = {name: value for name, value in locals().items() if name in OPTIONS and value is not None}
         if rate_limiter is not None and "rate" in given:
             raise SettingsError("rate", "cannot be combined with rate_limiter, which has its own rate")
+        if rate_limiter is not None and given.get("shared"):
+            raise SettingsError("rate_limiter", "cannot be combined with shared", "the runs share one rate anyway")
         for name in ("sink", "references"):
             if not isinstance(given.get(name, ""), str):
                 del given[name]
@@ -196,8 +198,11 @@ class Engine:
     def rate_limiter(self) -> RateLimiter:
         """The rate limiter of this engine, for other engines with the same key on the same event loop.
 
-        Pass it to them as `Engine(…, rate_limiter=engine.rate_limiter)`.
+        Pass it to them as `Engine(…, rate_limiter=engine.rate_limiter)`. Raises SettingsError if the engine shares
+        its run directory, and so its rate with other processes.
         """
+        if self.settings.shared:
+            raise SettingsError("rate_limiter", "a shared run has none of its own", "use an engine without shared")
         return self._config.rate_limiter
 
     async def events(self) -> AsyncIterator[Event]:

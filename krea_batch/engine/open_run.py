@@ -37,6 +37,7 @@ from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.pipeline import Pipeline
 from krea_batch.pipeline.protocols import Gateway
 from krea_batch.pipeline.rate_limiter import RateLimiter
+from krea_batch.pipeline.shared_rate_limiter import SharedRateLimiter
 from krea_batch.rules.delivery import DeliveryGuard
 from krea_batch.rules.fail_fast import IdenticalFailureGuard
 from krea_batch.rules.lease import Lease
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from krea_batch.storage.reference_store import ReferenceStore  # obstore is optional
 
 OPENING_S = 10.0  # chosen: opening a ledger and reading the end of results.jsonl take less
-OPENING_RETRY_S = 0.1
+OPENING_RETRY_S = 1.0
 DISK_THREADS = 8  # chosen: an fsync is cheaper if others run in parallel; more threads than this gained little
 MAX_KNOWN_IMAGES = 20  # chosen: the images of a run are on a few hosts
 LATENCY_HISTORY = 500  # chosen: the weight of observations that a poll schedule keeps (latency_estimate.MAX_WEIGHT)
@@ -189,7 +190,8 @@ class OpenRun:
         if context.ledger.failure:
             return
         with anyio.CancelScope(shield=True):
-            if self._config.settings.shared:
+            if isinstance(context.rate_limiter, SharedRateLimiter):
+                await context.rate_limiter.close()
                 await context.record(Ledger.end_run, run_no, self._config.clock())
                 if not self._run_dir.try_to_be_alone():
                     return
@@ -199,7 +201,7 @@ class OpenRun:
             outcomes = context.ledger.outcomes(kept.last_job_no)
             if await self._rewrite_results(outcomes, keep_bytes=kept.size_bytes):
                 await context.record(Ledger.set_results_size, self._results.size_bytes())
-            context.record_found_limit(self._config.rate_limiter.controller.found)
+            context.record_found_limit(context.rate_limiter.controller.found)
             await context.record(Ledger.end_run, run_no, self._config.clock())
 
     async def _rewrite_results(self, outcomes: AsyncIterator[list[Outcome]], *, keep_bytes: int = 0) -> bool:
@@ -225,6 +227,7 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
     disk = ThreadPoolExecutor(DISK_THREADS, "krea-batch-disk")
     stack.callback(disk.shutdown)
     has_succeeded = await ledger.record(Ledger.has_succeeded)
+    shared_limiter = SharedRateLimiter(settings.rate, ledger, config.clock) if settings.shared else None
     context = RunContext(
         settings,
         config.gateway_client or await _connect(stack, config, ledger),
@@ -233,7 +236,7 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
         clock=config.clock,
         random=config.random,
         listeners=config.listeners,
-        rate_limiter=config.rate_limiter,
+        rate_limiter=shared_limiter or config.rate_limiter,
         delivery=DeliveryGuard(proven=has_succeeded),
     )
     stack.callback(context.release_in_process)

@@ -378,7 +378,10 @@ class Ledger(LedgerReader, Protocol):
         """
 
     def fence_others(self) -> None:
-        """End all other runs as `fence` does. Only for a process that has the run directory alone."""
+        """End all other runs as `fence` does, and delete the rate events.
+
+        Only for a process that has the run directory alone.
+        """
 
     def claim_jobs(self, states: Collection[State], limit: int) -> list[OpenJob]:
         """Take up to `limit` free jobs in these states for the run of this object, in the order of their numbers."""
@@ -391,6 +394,18 @@ class Ledger(LedgerReader, Protocol):
         `result` is `accepted`, with the request_id, or else `refused`, `server_error` or `not_sent`. If the job is
         still ambiguous because of this POST, it is accepted or pending afterwards, and free. Return False if nothing
         was recorded, because another job has the request_id or the result is known.
+        """
+
+    def clock_s(self) -> float | None:
+        """Return the instant of a clock that all runs share; None if their processes share a monotonic clock."""
+
+    def rate_events(self, after_event_no: int) -> list[tuple[int, bytes]]:
+        """Return number and content of the latest rate events, in order."""
+
+    def add_rate_events(self, data: bytes) -> int:
+        """Add rate events for the other runs, delete old ones, and return the number of the new row.
+
+        Other runs add none until the end of this transaction, if `rate_events` was called in it before.
         """
 
     def reserve_charges(self, count: int, max_charges: int, *, count_server_errors: bool) -> Reservation:

@@ -87,6 +87,15 @@ class LedgerWriter:
         """Return whether no other run can have taken over the jobs of this one."""
         return self._lease is None or self._lease.is_held(self.now_s())
 
+    async def transact(self, operation: Callable[[Ledger], T]) -> T:
+        """Apply an operation in a transaction of its own. It may be repeated. Raises LedgerError.
+
+        For operations that must not be applied again because of another one in the same commit.
+        """
+        return await run_to_completion(
+            asyncio.get_running_loop().run_in_executor(self._thread, self._ledger.transaction, operation)
+        )
+
     async def record_late(
         self, transition: Callable[Concatenate[Ledger, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:

@@ -19,6 +19,7 @@ in_flight_job     one job in flight, and the limit on their number
 producer          reads jobs from an iterable, in order, as the limit allows
 admission         the fair queue of jobs that callers submit
 rate_limiter      when the next POST may be sent; shared by engines
+shared_rate_limiter  the same for all runs that share a directory
 submitter         POSTs jobs: the only stage that spends money
 reference_uploads  uploads local reference images before the jobs that need them
 poll_scheduler    polls accepted jobs: one heap of due times, one task

@@ -25,6 +25,7 @@ from krea_batch.pipeline.emitter import EventEmitter
 from krea_batch.pipeline.in_flight_job import InFlightJob, InFlightLimit, TakenIds
 from krea_batch.pipeline.protocols import Gateway
 from krea_batch.pipeline.rate_limiter import RateLimiter
+from krea_batch.pipeline.shared_rate_limiter import SharedRateLimiter
 from krea_batch.pipeline.stats import RunStats
 from krea_batch.rules.backoff import RetryBudget
 from krea_batch.rules.delivery import DeliveryGuard
@@ -53,7 +54,7 @@ class RunContext:
         clock: Callable[[], float],
         random: Random,
         listeners: list[Listener],
-        rate_limiter: RateLimiter,
+        rate_limiter: RateLimiter | SharedRateLimiter,
         delivery: DeliveryGuard,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -71,7 +72,7 @@ class RunContext:
         self.events = EventEmitter(listeners, self.stats, self.now_s)
         self.in_flight_limit = InFlightLimit(settings.max_in_flight)
         rate_limiter.bind_loop()
-        self.rate_limiter = rate_limiter
+        self.rate_limiter: RateLimiter | SharedRateLimiter = rate_limiter
         self.stats.rate_per_s = rate_limiter.controller.per_s
         self.delivery = delivery
         self.retries = RetryBudget(rate_limiter.controller.per_s)

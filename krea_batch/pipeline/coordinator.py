@@ -19,6 +19,7 @@ from krea_batch.ledger import MAX_TRANSACTION_ROWS, Ledger, LiveRun, OpenJob
 from krea_batch.pipeline.charge_budget import SharedChargeBudget
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.in_flight_job import InFlightJob
+from krea_batch.pipeline.shared_rate_limiter import SharedRateLimiter
 from krea_batch.pipeline.waiters import WaiterRegistry
 from krea_batch.rules.lease import FailureDetector
 
@@ -67,6 +68,8 @@ class WorkerCoordinator:
         names = {each.run_no: each.worker for each in seen.runs}
         for run_no in self._detector.find_dead(self._run.ledger.now_s(), beats):
             if await self._run.record(Ledger.fence, run_no, beats[run_no]):
+                if isinstance(self._run.rate_limiter, SharedRateLimiter):
+                    self._run.rate_limiter.restart()
                 log.warning("! worker stood still or was killed, taking over its jobs worker=%s", names[run_no])
         for job in seen.claimed:
             await self._resume(job)

@@ -25,6 +25,7 @@ from krea_batch.pipeline.in_flight_job import InFlightJob
 from krea_batch.pipeline.poll_scheduler import PollScheduler
 from krea_batch.pipeline.producer import Producer
 from krea_batch.pipeline.reference_uploads import ReferenceUploads
+from krea_batch.pipeline.shared_rate_limiter import SharedRateLimiter
 from krea_batch.pipeline.submitter import Submitter
 from krea_batch.pipeline.waiters import WaiterRegistry
 from krea_batch.rules.fail_fast import IdenticalFailureGuard
@@ -87,6 +88,9 @@ class Pipeline:
             tasks.start_soon(stage.work)
         if self.coordinator:
             tasks.start_soon(self.coordinator.work)
+        if isinstance(self._run.rate_limiter, SharedRateLimiter):
+            self._run.rate_limiter.demand = lambda: self.submitter.waiting
+            tasks.start_soon(self._run.rate_limiter.work)
 
     def producer(self) -> Producer:
         """Return a producer for the jobs of one source."""

@@ -8,6 +8,7 @@ pending_limit          how many POSTs may be pending
 delivery               holds all submits while images cannot be stored
 fail_fast              stops a run whose jobs all fail with the same error
 rate_control           keeps the configured rate and pauses after a 429; uses the next ten modules, to found_limit
+rate_log               one rate for several runs: the events that all of them apply
 send_window            no window of one second has more requests than the configured rate, plus one
 answer_latency         how long answers take, and whether one is late
 rate_search            holds a rate, probes above it, and estimates it again after a refusal

@@ -8,6 +8,7 @@ submits after a 429 and puts the parts together. `now_s` and `sent_s` are monoto
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
@@ -122,6 +123,15 @@ class RateController:
         is_late = now_s - self._due_s <= LATE_S  # else it is the first one after a break
         self._due_s = (self._due_s if is_late else now_s) + 1.0 / self.pace_per_s
         self._latest_sent_s = now_s
+
+    def on_late(self, sent_s: float, late_s: float) -> None:
+        """Record that a submit that was planned for `sent_s` was sent later."""
+        self._window.delay(sent_s, late_s)
+
+    def remember_sent(self, sent_s: Sequence[float]) -> None:
+        """Count requests that were sent before this rule was created, in order."""
+        for at_s in sent_s:
+            self._window.add(at_s)
 
     def on_other_request(self, now_s: float) -> None:
         """Record that another request is sent that counts against the same limit."""

@@ -16,6 +16,7 @@ from krea_batch.errors import FencedError
 from krea_batch.jobs import State
 from krea_batch.ledger import Ledger
 from krea_batch.ledger.sqlite import SqliteLedger
+from krea_batch.pipeline.shared_rate_limiter import SharedRateLimiter
 from krea_batch.rules.lease import LEASE_S
 from krea_batch.storage.run_dir import LEDGER
 from krea_batch.testing.scripted_gateway import ACCEPT, Refusal, Refused, ScriptedGateway
@@ -200,11 +201,11 @@ def test_nothing_is_sent_on_a_lease_that_has_lapsed(tmp_path: Path, monkeypatch:
 
     async def run() -> None:
         async with open_engine(tmp_path, gateway) as engine:
-            limiter = engine.rate_limiter
+            limiter = SharedRateLimiter
             confirm = limiter.confirm
 
-            async def stand_still() -> float | None:
-                sent_s = await confirm()
+            async def stand_still(self: SharedRateLimiter) -> float | None:
+                sent_s = await confirm(self)
                 asyncio.get_running_loop()._clock_selector.now_s += LEASE_S  # type: ignore[attr-defined]
                 monkeypatch.setattr(limiter, "confirm", confirm)
                 return sent_s

@@ -28,6 +28,7 @@ from krea_batch.storage.results_rows import ResultsMark
 
 T = TypeVar("T")
 
+MAX_RATE_EVENTS = 1000  # chosen: ten seconds of several runs; a run that stood still for longer starts again
 MAX_ROWS = 64  # measured: more rows in one statement do not make a row cheaper
 
 
@@ -353,6 +354,7 @@ class SqliteLedger(SqliteQueries):
 
     def fence_others(self) -> None:
         self._sql.execute(f"UPDATE runs SET fenced = 1 WHERE run_no IS NOT ? AND {LIVE_RUNS}", (self._run_no,))
+        self._sql.execute("DELETE FROM rate_events")  # their clock may have been reset by a restart of the machine
         self._mark_in_flight_ambiguous()
 
     def _mark_in_flight_ambiguous(self) -> None:
@@ -412,6 +414,18 @@ class SqliteLedger(SqliteQueries):
             (job_no, submission_no),
         ).fetchone()
         return row is not None
+
+    def clock_s(self) -> float | None:
+        return None
+
+    def rate_events(self, after_event_no: int) -> list[tuple[int, bytes]]:
+        sql = "SELECT event_no, data FROM rate_events WHERE event_no > ? ORDER BY event_no"
+        return self._sql.execute(sql, (after_event_no,)).fetchall()
+
+    def add_rate_events(self, data: bytes) -> int:
+        event_no = int(self._sql.execute("INSERT INTO rate_events (data) VALUES (?)", (data,)).lastrowid or 0)
+        self._sql.execute("DELETE FROM rate_events WHERE event_no <= ?", (event_no - MAX_RATE_EVENTS,))
+        return event_no
 
     def reserve_charges(self, count: int, max_charges: int, *, count_server_errors: bool) -> Reservation:
         charged, server_errors, reserved = self._sql.execute(

@@ -99,3 +99,10 @@ CREATE TABLE found_limit (
     data      BLOB NOT NULL,
     found_at  REAL NOT NULL
 ) STRICT;
+
+-- What runs that share the directory tell each other about the submit rate: the latest events, see
+-- krea_batch/rules/rate_log.py.
+CREATE TABLE rate_events (
+    event_no INTEGER PRIMARY KEY,                -- never used again: the latest row is not deleted while runs are live
+    data     BLOB NOT NULL
+) STRICT;

@@ -1,0 +1,315 @@
+"""When the next POST may be sent, if several runs share a directory: one rate for all of them, kept in the ledger.
+
+Each run takes slots for the jobs that it has to submit, a tenth of a second ahead, and tells the others what the
+gateway has answered; `rules.rate_log` has what they agree on. Slots are exchanged in transactions of their own, so
+that every run applies the same events in the same order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from krea_batch.ledger import Ledger, LedgerWriter
+from krea_batch.rules.found_limit import MAX_AGE_S, FoundLimit
+from krea_batch.rules.rate_log import (
+    Answered,
+    Event,
+    JobsEnded,
+    JobsResumed,
+    Late,
+    Paused,
+    RateLimited,
+    RateLog,
+    RateView,
+    Restart,
+    Unused,
+    taken_slots,
+)
+from krea_batch.settings import Rate
+from krea_batch.storage.clocks import monotonic_clock
+
+AHEAD_S = 0.1  # chosen: slots for so long are taken at once: ten transactions a second, whatever the rate is
+IDLE_S = 0.25  # chosen: how often a run that has something to tell, or waits for a slot, asks
+MIN_INTERVAL_S = 0.02  # chosen: transactions of one run are not closer, so that others get their turn
+LEAD_S = 0.03  # chosen: intents are recorded so long before their slot
+MAX_LATE_S = 0.3  # chosen: a slot that is older is given back
+REPORTED_LATE_S = 0.002  # chosen: a smaller delay does not matter to a limiter
+RESTART_SLOTS_S = 1.1  # chosen: slots before a restart that are still in a window of a second
+
+
+class SharedRateLimiter:
+    """The submit rate of all runs of a directory. It has the methods of `RateLimiter`, and is its own controller.
+
+    `wall_clock` returns the seconds since 1970. Set `demand` to a function that returns how many jobs wait to be
+    submitted by this run.
+    """
+
+    def __init__(self, rate: Rate, ledger: LedgerWriter, wall_clock: Callable[[], float]) -> None:
+        self.rate = rate
+        self._ledger = ledger
+        self._now_s = monotonic_clock(asyncio.get_running_loop())
+        self._wall_clock = wall_clock
+        self._log: RateLog | None = None
+        self._event_no = 0  # of the last row that was applied
+        self._restarts = 0
+        self._offset_s = 0.0  # of the shared clock
+        first = RateLog(rate.per_s, discover=rate.is_auto)
+        self._view: RateView = first.view(0.0)
+        self._pending: list[Event] = []  # to tell the other runs
+        self._is_urgent = False
+        self._in_process = 0
+        self._slots: deque[float] = deque()  # of this run, not used
+        self._other_slots: deque[float] = deque()
+        self._acquired: deque[float] = deque()  # slots whose intents are being recorded
+        self._slot_of: dict[float, tuple[float, int]] = {}  # by send time: the slot, and its number of restarts
+        self._waiting = self._waiting_others = 0
+        self._queue_lock = asyncio.Lock()
+        self._confirm_lock = asyncio.Lock()
+        self._needs_exchange = asyncio.Event()
+        self._exchanged = asyncio.Event()
+        self.demand: Callable[[], int] = lambda: 0
+
+    def bind_loop(self) -> None:
+        """Do nothing: it is created on its loop."""
+
+    # ---- the exchange with other runs --------------------------------------------------------------------
+
+    async def work(self) -> None:
+        """Exchange slots and events with the other runs, forever."""
+        while True:
+            await self._needs_exchange.wait()
+            self._needs_exchange.clear()
+            if not self._is_urgent:
+                await asyncio.sleep(MIN_INTERVAL_S)
+            await self._exchange()
+
+    def restart(self) -> None:
+        """Let all runs start again, since one of them has ended without telling what became of its slots."""
+        self._log = None
+        self._needs_exchange.set()
+
+    async def _exchange(self) -> None:
+        self._is_urgent = False
+        pending, self._pending = self._pending, []
+        wants = self._missing_slots(), max(0, self._waiting_others - len(self._other_slots))
+        in_process = self._in_process
+        try:
+            slots, others, shared_s = await self._ledger.transact(
+                lambda ledger: self._apply(ledger, pending, wants, in_process)
+            )
+        except BaseException:
+            self._log = None  # What it has applied may have been rolled back.
+            raise
+        # The end of the transaction: a slot that comes too late is never used too early.
+        self._offset_s = 0.0 if shared_s is None else shared_s - self._now_s()
+        self._slots.extend(slot_s - self._offset_s for slot_s in slots)
+        self._other_slots.extend(slot_s - self._offset_s for slot_s in others)
+        self._give_up_slots()
+        self._exchanged.set()
+
+    def _apply(
+        self, ledger: Ledger, pending: list[Event], wants: tuple[int, int], in_process: int
+    ) -> tuple[list[float], list[float], float | None]:
+        """Apply what the other runs have added, add what is pending, and take slots. In the ledger's thread."""
+        shared_s = ledger.clock_s()
+        now_s = self._now_s() if shared_s is None else shared_s
+        log = self._log
+        rows = ledger.rate_events(self._event_no if log else 0)
+        if log is None or (rows and rows[0][0] != self._event_no + 1):
+            log = self._log = RateLog(self.rate.per_s, discover=self.rate.is_auto)
+            log.add(Restart(self._found_before(ledger), _recent_slots(rows, now_s)))
+            pending = [event for event in pending if not isinstance(event, JobsEnded)]
+        else:
+            for _, data in rows:
+                log.apply(data)
+        if log.restarts != self._restarts:
+            self._restarts = log.restarts
+            pending = [event for event in pending if not isinstance(event, (JobsEnded, JobsResumed))]
+            log.add(JobsResumed(in_process))
+        for event in pending:
+            log.add(event)
+        slots, others = log.take_slots(now_s, *wants)
+        self._view = log.view(now_s)
+        self._event_no = ledger.add_rate_events(log.take_events())
+        return slots, others, shared_s
+
+    def _found_before(self, ledger: Ledger) -> FoundLimit | None:
+        """Return the limit that was found last, if it was not long ago."""
+        recorded = ledger.found_limit()
+        if recorded and 0 <= self._wall_clock() - recorded[1] <= MAX_AGE_S:
+            return msgspec.json.decode(recorded[0], type=FoundLimit)
+        return None
+
+    def _missing_slots(self) -> int:
+        ahead = max(1, round(self.pace_per_s * AHEAD_S))
+        return max(0, min(ahead, self.demand() + self._waiting) - len(self._slots))
+
+    def _give_up_slots(self) -> None:
+        """Give back the slots that come before the end of the current pause."""
+        while self._slots and self._slots[0] + self._offset_s < self._view.paused_until_s:
+            self._tell(Unused(self._slots.popleft() + self._offset_s))
+
+    def _tell(self, event: Event, *, urgent: bool = False) -> None:
+        self._pending.append(event)
+        self._is_urgent = self._is_urgent or urgent
+        if urgent or len(self._pending) == 1:
+            loop = asyncio.get_running_loop()
+            loop.call_later(0.0 if urgent else AHEAD_S, self._needs_exchange.set)
+
+    # ---- as RateLimiter ----------------------------------------------------------------------------------
+
+    @property
+    def controller(self) -> SharedRateLimiter:
+        """The part that the answers are told to: this object."""
+        return self
+
+    async def acquire(self) -> None:
+        """Wait until the next submit is nearly due, first come, first served. `confirm` or `give_up` follows."""
+        async with self._queue_lock:
+            self._waiting = 1
+            try:
+                while (wait_s := await self._next_slot_s() - LEAD_S - self._now_s()) > 0:  # noqa: ASYNC110
+                    await asyncio.sleep(wait_s)  # A pause may take the slot away.
+            finally:
+                self._waiting = 0
+            self._acquired.append(self._slots.popleft())
+            if 2 * len(self._slots) < self.pace_per_s * AHEAD_S and self.demand():
+                self._needs_exchange.set()
+
+    async def confirm(self) -> float | None:
+        """Count a submit that is due and return its send time; None if it would now have to wait for long."""
+        async with self._confirm_lock:
+            slot_s = self._acquired.popleft()
+            await asyncio.sleep(max(0.0, slot_s - self._now_s()))
+            now_s = self._now_s()
+            if now_s - slot_s > MAX_LATE_S or self.paused_s(now_s) > 0:
+                self._tell(Unused(slot_s + self._offset_s))
+                return None
+            if now_s - slot_s > REPORTED_LATE_S:
+                self._tell(Late(slot_s + self._offset_s, now_s - slot_s))
+            self._slot_of[now_s] = slot_s + self._offset_s, self._restarts
+            return now_s
+
+    def give_up(self) -> None:
+        """Forget a submit that was let through and will not be sent."""
+        if self._acquired:
+            self._tell(Unused(self._acquired.popleft() + self._offset_s))
+
+    async def acquire_shared(self) -> None:
+        """Wait until another request that counts against the same limit may be sent, and count it."""
+        self._waiting_others += 1
+        try:
+            while not self._other_slots:
+                await self._ask()
+        finally:
+            self._waiting_others -= 1
+        slot_s = self._other_slots.popleft()
+        await asyncio.sleep(max(0.0, slot_s - self._now_s()))
+
+    def on_job_resumed(self) -> None:
+        """Count a job in process that an earlier run submitted."""
+        self._in_process += 1
+        self._tell(JobsResumed(1))
+
+    def on_job_ended(self) -> None:
+        """Record that a job is not in process any more."""
+        self._in_process -= 1
+        self._tell(JobsEnded(1))
+
+    async def _next_slot_s(self) -> float:
+        """Return the next slot, once there is one. Those that have passed are given back."""
+        while True:
+            while self._slots and self._now_s() - self._slots[0] > MAX_LATE_S:
+                self._tell(Unused(self._slots.popleft() + self._offset_s))
+            if self._slots:
+                return self._slots[0]
+            await self._ask()
+
+    async def _ask(self) -> None:
+        """Ask for slots, and wait for an answer; if there is no slot yet, also until it is worth to ask again."""
+        self._exchanged.clear()
+        self._needs_exchange.set()
+        await self._exchanged.wait()
+        if not self._slots and not self._other_slots:
+            await asyncio.sleep(min(IDLE_S, max(MIN_INTERVAL_S, self.paused_s(self._now_s()))))
+
+    async def close(self) -> None:
+        """Give back what this run has not used, and its jobs in process: another run may take them over."""
+        while self._slots:
+            self._tell(Unused(self._slots.popleft() + self._offset_s))
+        self._tell(JobsEnded(self._in_process))
+        self._in_process = 0
+        await self._exchange()
+
+    # ---- as RateController -------------------------------------------------------------------------------
+
+    @property
+    def per_s(self) -> float:
+        """The rate of all runs now."""
+        return self._view.per_s
+
+    @property
+    def pace_per_s(self) -> float:
+        """The rate of submits that follow each other."""
+        return self._view.pace_per_s
+
+    @property
+    def found(self) -> FoundLimit | None:
+        """The limit of the gateway, if refusals have shown one below the configured rate."""
+        return self._view.found
+
+    @property
+    def jobs_in_process(self) -> int:
+        """The jobs in process of all runs, and submits without an answer, as far as they are known."""
+        return self._view.jobs_in_process
+
+    def resume(self, found: FoundLimit) -> None:
+        """Do nothing: the first exchange reads the limit that an earlier run has found."""
+
+    def paused_s(self, now_s: float) -> float:
+        """Return for how many more seconds all submits are paused."""
+        return max(0.0, self._view.paused_until_s - self._offset_s - now_s)
+
+    def pause(self, now_s: float, wait_s: float) -> None:
+        """Pause all submits for `wait_s` seconds, without a change of the rate."""
+        self._hold(now_s + wait_s)
+        self._tell(Paused(now_s + self._offset_s, wait_s), urgent=True)
+
+    def on_response(self, sent_s: float, now_s: float, *, accepted: bool = True) -> None:
+        """Record an answer, other than 429, to a submit sent at `sent_s`."""
+        slot_s, restarts = self._slot_of.pop(sent_s, (math.nan, -1))
+        if accepted:
+            self._in_process += 1
+        if restarts == self._restarts:
+            self._tell(Answered(slot_s, slot_s + now_s - sent_s, accepted))
+        elif accepted:
+            self._tell(JobsResumed(1))
+
+    def on_not_sent(self, sent_s: float) -> None:
+        """Record that a submit was not sent after all."""
+        slot_s, restarts = self._slot_of.pop(sent_s, (math.nan, -1))
+        if restarts == self._restarts:
+            self._tell(Unused(slot_s))
+
+    def on_rate_limited(self, sent_s: float, now_s: float, retry_after_s: float | None) -> None:
+        """Record a 429 for a submit sent at `sent_s`, and pause all submits."""
+        slot_s, _ = self._slot_of.pop(sent_s, (sent_s + self._offset_s, 0))
+        self._hold(now_s + (retry_after_s or MIN_INTERVAL_S))
+        self._tell(RateLimited(slot_s, slot_s + now_s - sent_s, retry_after_s), urgent=True)
+
+    def _hold(self, until_s: float) -> None:
+        """Let this run send nothing until then, although the other runs have not been told yet."""
+        paused_until_s = max(self._view.paused_until_s, until_s + self._offset_s)
+        self._view = msgspec.structs.replace(self._view, paused_until_s=paused_until_s)
+        self._give_up_slots()
+
+
+def _recent_slots(rows: list[tuple[int, bytes]], now_s: float) -> list[float]:
+    """Return the slots that runs have taken shortly before `now_s`, or after it."""
+    slots_s = {slot_s for _, data in rows for slot_s in taken_slots(data)}
+    return sorted(slot_s for slot_s in slots_s if slot_s > now_s - RESTART_SLOTS_S)
