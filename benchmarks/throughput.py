@@ -44,6 +44,7 @@ class LimitCase(NamedTuple):
     latency: str = "uniform:0.5,1.5"
     burst: int = 0  # submits that the limiter lets through first, besides those of its rate
     poll_interval: str = "0.5"
+    workers: int = 0  # processes that share the run directory; 0: one that has it alone
 
     @property
     def is_configured(self) -> bool:
@@ -119,17 +120,26 @@ def measure(case: LimitCase, jobs: int, parent_dir: str) -> ThroughputResult:
         lines = (json.dumps({"prompt": f"image {n}"}) + "\n" for n in range(jobs))
         (Path(folder) / "jobs.jsonl").write_text("".join(lines))
         limits = ["--rate", case.rate, "--poll-interval", case.poll_interval, "--max-in-flight", "5000"]
-        process = subprocess.Popen(
-            [*COMMAND, "run", "jobs.jsonl", "--out", "out", "--gateway", urls["gateway_url"], *limits, "--quiet"],
-            cwd=folder,
-            env=os.environ | {"PIXAZO_API_KEY": "benchmark"},
-        )
-        _, status, usage = os.wait4(process.pid, 0)
+        limits += ["--shared"] if case.workers else []
+        command = [
+            *COMMAND,
+            "run",
+            "jobs.jsonl",
+            "--out",
+            "out",
+            "--gateway",
+            urls["gateway_url"],
+            *limits,
+            "--quiet",
+        ]
+        environment = os.environ | {"PIXAZO_API_KEY": "benchmark"}
+        processes = [subprocess.Popen(command, cwd=folder, env=environment) for _ in range(max(1, case.workers))]
+        ends = [os.wait4(process.pid, 0)[1:] for process in processes]
         posts = fetch_posts(urls)
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert all(os.waitstatus_to_exitcode(status) == 0 for status, _ in ends)
     accepted_s = [post["at_s"] for post in posts if post["charged"]]
     per_s = (len(accepted_s) - max(1, case.burst)) / (accepted_s[-1] - accepted_s[0])
-    cpu_s = usage.ru_utime + usage.ru_stime
+    cpu_s = sum(usage.ru_utime + usage.ru_stime for _, usage in ends)
     rate_limited = sum(post["status"] == 429 for post in posts)
     peak_per_s = max_in_window(accepted_s)
     return ThroughputResult(per_s / case.per_s, peak_per_s / case.per_s, rate_limited / jobs, 1000 * cpu_s / jobs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import anyio
@@ -30,6 +30,7 @@ MAX_FREE_JOBS = 1000  # chosen: as the submitter's queue; a producer waits while
 MIN_QUEUED = 16  # chosen: jobs that a run claims ahead at a low rate
 QUEUED_S = 1.0  # chosen: for how long a run has jobs to submit until it looks again
 
+Request = tuple[bytes, bytes, bytes]  # as `Ledger.request_of` returns it
 _SENT = (State.ACCEPTED, State.FINISHED)
 
 
@@ -41,7 +42,7 @@ class WorkerCoordinator:
         run: RunContext,
         waiters: WaiterRegistry,
         budget: SharedChargeBudget,
-        resume: Callable[[OpenJob], Awaitable[None]],
+        resume: Callable[[OpenJob, Request | None], None],
         waiting: Callable[[], int],
     ) -> None:
         self._run = run
@@ -71,8 +72,8 @@ class WorkerCoordinator:
                 if isinstance(self._run.rate_limiter, SharedRateLimiter):
                     self._run.rate_limiter.restart()
                 log.warning("! worker stood still or was killed, taking over its jobs worker=%s", names[run_no])
-        for job in seen.claimed:
-            await self._resume(job)
+        for job, request in seen.claimed:
+            self._resume(job, request)
         if ids := self._waiters.foreign_ids():
             self._waiters.on_foreign_jobs(await self._run.record(Ledger.find_jobs, ids))
         if not self._waiting():
@@ -107,15 +108,18 @@ class WorkerCoordinator:
 
 
 class _Seen(NamedTuple):
+    """What one look has found. Pending jobs come with their requests."""
+
     runs: list[LiveRun]
-    claimed: list[OpenJob]
+    claimed: list[tuple[OpenJob, Request | None]]
 
 
 def _look(ledger: Ledger, claimable: int | None) -> _Seen:
-    claimed: list[OpenJob] = []
+    claimed: list[tuple[OpenJob, Request | None]] = []
     if claimable is not None:
-        claimed += ledger.claim_jobs(_SENT, MAX_TRANSACTION_ROWS)
-        claimed += ledger.claim_jobs((State.PENDING,), claimable)
+        claimed += [(job, None) for job in ledger.claim_jobs(_SENT, MAX_TRANSACTION_ROWS)]
+        pending = ledger.claim_jobs((State.PENDING,), claimable)
+        claimed += [(job, ledger.request_of(job.job_no)) for job in pending]
     return _Seen(ledger.live_runs(), claimed)
 
 

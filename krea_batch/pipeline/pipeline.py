@@ -132,15 +132,18 @@ class Pipeline:
         after_no = 0
         while batch := await self._run.record(Ledger.open_jobs, after_no, MAX_TRANSACTION_ROWS):
             for record in batch:
-                await self._resume(record)
+                is_pending = record.state is State.PENDING
+                request = await self._run.record(Ledger.request_of, record.job_no) if is_pending else None
+                self._resume(record, request)
             after_no = batch[-1].job_no
 
-    async def _resume(self, record: OpenJob) -> None:
+    def _resume(self, record: OpenJob, request: tuple[bytes, bytes, bytes] | None) -> None:
+        """Take a job of an earlier run; a pending one with its request."""
         job = InFlightJob.from_ledger(record)
         self._run.taken_ids.take(job.id)
         self._run.events.emit_resumed(job, record.state)
-        if record.state is State.PENDING:
-            job.body, job.fingerprint, job.metadata = await self._run.record(Ledger.request_of, job.job_no)
+        if request:
+            job.body, job.fingerprint, job.metadata = request
             self.admission.put(job)
             return
         self._run.in_flight_limit.acquire_resumed()

@@ -8,11 +8,14 @@ then, with the limit that was found. Instants are seconds of a clock that all ru
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from krea_batch.rules.found_limit import FoundLimit
 from krea_batch.rules.rate_control import RateController
 
+BURST_S = 0.02  # measured: as in `pipeline.rate_limiter`; so much may be caught up
 HORIZON_S = 0.5  # chosen: slots are taken at most so long before their time, so that a refusal stops few of them
 
 
@@ -122,6 +125,7 @@ class RateLog:
         self._controller = RateController(ceiling_per_s, discover=discover)
         self._new: list[Event] = []
         self._restarts = 0
+        self._even_s = -math.inf  # when the next slot is due at an even rate
 
     @property
     def restarts(self) -> int:
@@ -147,10 +151,6 @@ class RateLog:
             slot_s for slot_s in taken_others if slot_s is not None
         ]
 
-    def wait_s(self, now_s: float) -> float:
-        """Return how long it takes until a slot can be taken."""
-        return max(0.0, self._controller.wait_s(now_s) - HORIZON_S)
-
     def take_events(self) -> bytes:
         """Return the events of this run that the others do not have yet."""
         events, self._new = self._new, []
@@ -168,11 +168,11 @@ class RateLog:
         )
 
     def _take(self, now_s: float, *, is_submit: bool) -> float | None:
-        wait_s = self._controller.wait_s(now_s)
-        if wait_s > HORIZON_S or (is_submit and not self._controller.has_room(now_s)):
+        slot_s = max(now_s + self._controller.wait_s(now_s), self._even_s)
+        if slot_s > now_s + HORIZON_S or (is_submit and not self._controller.has_room(now_s)):
             return None
-        self.add(Taken(now_s + wait_s, is_submit))
-        return now_s + wait_s
+        self.add(Taken(slot_s, is_submit))
+        return slot_s
 
     def _apply(self, event: Event) -> None:  # noqa: C901 - one case for each event
         controller = self._controller
@@ -187,6 +187,7 @@ class RateLog:
                 if not controller.has_room(now_s):  # This ends a pause that is over, as it did in the other run.
                     controller.on_full(now_s)
             case Taken(slot_s, is_submit):
+                self._even_s = max(self._even_s, slot_s - BURST_S) + 1.0 / controller.pace_per_s
                 if is_submit:
                     controller.on_sent(slot_s)
                 else:
