@@ -72,6 +72,11 @@ async def by_two_engines(out: Path, judged: JudgedGateway) -> None:
         await asyncio.gather(one.run(jobs(JOBS // 2, "cat")), other.run(jobs(JOBS // 2, "dog")))
 
 
+async def by_shared_runs(out: Path, judged: JudgedGateway) -> None:
+    async with open_limited(out, judged, shared=True) as one, open_limited(out, judged, shared=True) as other:
+        await asyncio.gather(one.run(jobs()), other.run(jobs()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "min_share"), [(BUCKET, 0.9), (PROCESSED, 0.75)], ids=["bucket", "jobs in process"])
 @pytest.mark.parametrize("submit_all", [by_run, by_stream, by_enqueue, by_tenants, by_two_engines])
@@ -86,6 +91,22 @@ def test_every_way_in_uses_a_limit_alike(
 
     async def main() -> None:
         await submit_all(tmp_path, judged)
+
+    run_virtual(main())
+    assert used_share(judged) >= min_share
+    assert judged.rate_limited <= 0.15 * JOBS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "min_share"), [(BUCKET, 0.8), (PROCESSED, 0.65)], ids=["bucket", "jobs in process"])
+def test_runs_that_share_a_directory_use_a_limit_together(
+    tmp_path: Path, case: LimiterCase, min_share: float
+) -> None:
+    """Two runs find a limit together. Each learns later what the other was refused, so they use less of it."""
+    judged = JudgedGateway(case)
+
+    async def main() -> None:
+        await by_shared_runs(tmp_path, judged)
 
     run_virtual(main())
     assert used_share(judged) >= min_share
