@@ -168,7 +168,7 @@ class FencedError(LedgerError):
     def __init__(self, path: Path) -> None:
         super().__init__(
             path,
-            "this process stood still for too long, and another worker has taken over its jobs",
+            "this process stood still for too long, and another process has taken over its jobs",
             "start it again to go on",
         )
 

@@ -28,6 +28,7 @@ from krea_batch.cli.ui.formatting import printable, say
 
 COMMANDS = {
     "run": "Generate an image for each prompt.",
+    "worker": "Work on the jobs of a run together with other processes.",
     "validate": "Check job files. Nothing is sent.",
     "plan": "Estimate time, polls and cost.",
     "status": "Show job counts and charges.",
@@ -322,6 +323,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "krea-batch resolve runs/cats --resubmit fox",
         "krea-batch resolve runs/cats --abandon",
     ),
+    "worker": ("krea-batch worker runs/cats", "krea-batch worker runs/cats --drain 50"),
     "retry": ("krea-batch retry runs/cats --yes", "krea-batch retry runs/cats fox owl"),
     "recover": ("krea-batch recover runs/cats", "krea-batch recover runs/cats --yes"),
     "verify": ("krea-batch verify runs/cats", "krea-batch verify runs/cats --repair"),

@@ -78,6 +78,9 @@ class LedgerReader(Protocol):
     def live_runs(self) -> list[LiveRun]:
         """Return the runs that have not ended and are not fenced, in the order of their numbers."""
 
+    def workers(self) -> list[LiveRun]:
+        """Return the live runs with the numbers of their jobs. Reads every open job."""
+
     def gateway(self) -> str | None:
         """Return the gateway of the latest run, as `Settings.origin`, or None."""
 

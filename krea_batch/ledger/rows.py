@@ -88,12 +88,17 @@ class RunRecord(msgspec.Struct, frozen=True):
 
 
 class LiveRun(msgspec.Struct, frozen=True):
-    """A run that has not ended. Its `beat` grows with each of its transactions."""
+    """A run that has not ended. Its `beat` grows with each of its transactions.
+
+    `in_flight` and `pending` are its jobs if it shares the directory; else the ledger does not know whose they are.
+    """
 
     run_no: int
     worker: str
     started_at: float
     beat: int
+    in_flight: int = 0
+    pending: int = 0
 
 
 class Reservation(msgspec.Struct, frozen=True):
@@ -147,6 +152,11 @@ def iso(at: float | None) -> str | None:
         return None
     second, fraction_us = divmod(round(at * 1_000_000), 1_000_000)
     return f"{_iso_second(second)}.{fraction_us // 1000:03}Z"
+
+
+def seconds_of(instant: str | None) -> float | None:
+    """Return an instant in ISO 8601 as seconds since 1970; the opposite of `iso`. Raises ValueError."""
+    return None if instant is None else datetime.fromisoformat(instant).timestamp()
 
 
 @lru_cache(maxsize=1024)

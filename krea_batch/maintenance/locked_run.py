@@ -1,6 +1,7 @@
-"""Lock a run directory that no process uses, and open its ledger for changes.
+"""Open the ledger of a run directory for changes: one that no process uses, or that runs share.
 
-results.jsonl is rewritten from the ledger when the context is left.
+results.jsonl is rewritten from the ledger when the context is left. If runs share the directory, the last of them
+does that.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from krea_batch.storage.run_dir import RunDir, require_run
 class LockedRun:
     """A context manager that locks a run directory. Use it where no event loop is running.
 
-    Entering raises RunDirError if there is no run, another process uses it, or its ledger is not the one of its
+    `is_alone` is whether no run works on it; else runs that share it go on with the jobs that become pending.
+
+    Entering raises RunDirError if there is no run, another process has it alone, or its ledger is not the one of its
     results; LedgerError if the ledger cannot be read. Leaving raises OSError if results.jsonl cannot be written; the
     changes stay in the ledger, and the next run writes the file.
     """
@@ -35,16 +38,18 @@ class LockedRun:
         require_run(self._out)
         with ExitStack() as stack:
             run_dir = RunDir(self._out)
-            run_dir.lock()
+            run_dir.lock(shared=True)
             stack.callback(run_dir.unlock)
-            self._store = open_checked(self._out)
+            self.is_alone = run_dir.is_alone
+            self._store = open_checked(self._out, alone=self.is_alone)
             stack.callback(self._store.close)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._stack:
-            asyncio.run(self._write_results())
+            if self.is_alone:
+                asyncio.run(self._write_results())
 
     def _change(self, change: Callable[[Ledger], None]) -> None:
         """Apply a change in one transaction."""

@@ -20,8 +20,9 @@ from krea_batch.errors import RunDirError
 from krea_batch.gateway import wire
 from krea_batch.jobs import Outcome, State, convert_job
 from krea_batch.ledger.consistency import unknown_images, unknown_parts
+from krea_batch.ledger.rows import seconds_of
 from krea_batch.ledger.sqlite import SqliteLedger
-from krea_batch.ledger.sqlite.rebuild import rebuild_job, seconds
+from krea_batch.ledger.sqlite.rebuild import rebuild_job
 from krea_batch.storage.image_file import stale_parts
 from krea_batch.storage.results_rows import read_lines
 from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, RunDir, image_names, is_image
@@ -147,7 +148,7 @@ def decode_row(line: bytes) -> tuple[Outcome, bytes]:
     if row.request_id is not None and not wire.is_request_id(row.request_id):
         raise ValueError("not a request_id")
     for instant in (row.submitted_at, row.accepted_at, row.finished_at, row.stored_at):
-        seconds(instant)
+        seconds_of(instant)
     return row, wire.encode_body(job)
 
 

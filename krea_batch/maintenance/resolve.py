@@ -20,10 +20,14 @@ from krea_batch.gateway.proof import prove
 from krea_batch.gateway.wire import is_request_id
 from krea_batch.jobs import State
 from krea_batch.ledger import AmbiguousJob, Ledger, LedgerReader, read_ledger
+from krea_batch.ledger.rows import seconds_of
 from krea_batch.maintenance.locked_run import LockedRun
+from krea_batch.rules.lease import LEASE_S
 from krea_batch.rules.lifecycle import GONE_STATUSES
 from krea_batch.rules.verdicts import PollFailed, PollVerdict
 from krea_batch.storage.run_dir import require_run
+
+SETTLED_AFTER_S = LEASE_S + 240.0  # a lease, and the longest that a POST waits for its answer (gateway/client.py)
 
 
 def list_ambiguous(out: Path) -> list[AmbiguousJob]:
@@ -58,7 +62,7 @@ async def confirm(
 
 
 class AmbiguousJobs(LockedRun):
-    """The ambiguous jobs of a run that no process uses; a context manager that locks the run directory.
+    """The ambiguous jobs of a run that no process uses, or that runs share; a context manager that locks it.
 
     Each method applies to all given jobs, or to none if one of them is invalid. Raises RunDirError if there is no run
     or another process uses it; JobError for a job in another state. Use it where no event loop is running.
@@ -67,11 +71,22 @@ class AmbiguousJobs(LockedRun):
     @property
     def jobs(self) -> list[AmbiguousJob]:
         """The jobs that are ambiguous now; resolved ones are no longer among them."""
-        return self._store.ambiguous_jobs()
+        return [job for job in self._store.ambiguous_jobs() if self._store.ambiguous_job(job.job_no)]
 
     def resubmit(self, job_ids: Iterable[str]) -> None:
-        """Make the jobs pending, so that the next run submits them. Each may be charged a second time."""
-        self._decide(job_ids, lambda store, job: store.resubmit(job.job_no))
+        """Make the jobs pending, so that a run submits them. Each may be charged a second time.
+
+        Raises JobError for a job whose answer a run that shares the directory may still be waiting for.
+        """
+
+        def decide(store: Ledger, job: AmbiguousJob) -> None:
+            age_s = self._clock() - (seconds_of(job.submitted_at) or 0.0)
+            if not self.is_alone and age_s < SETTLED_AFTER_S:
+                problem = "the process that submitted it may still get an answer"
+                raise JobError(problem, f"try again in {SETTLED_AFTER_S - age_s:.0f} s", job_id=job.job_id)
+            store.resubmit(job.job_no)
+
+        self._decide(job_ids, decide)
 
     def abandon(self, job_ids: Iterable[str]) -> None:
         """End jobs that are ambiguous or timed out as cancelled. The charge of an ambiguous one stays unknown."""
@@ -117,9 +132,8 @@ class AmbiguousJobs(LockedRun):
             seen.add(request_id)
 
     def _decide(self, job_ids: Iterable[str], decide: Callable[[Ledger, AmbiguousJob], Any]) -> None:
-        ambiguous = {job.job_id: job for job in self.jobs}
-
         def decide_all(store: Ledger) -> None:
+            ambiguous = {job.job_id: job for job in self.jobs}
             for job_id in dict.fromkeys(job_ids):
                 if job_id not in ambiguous:
                     raise _not_ambiguous(store, job_id)

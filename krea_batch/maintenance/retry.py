@@ -24,7 +24,7 @@ _NOT_RETRYABLE = {
 
 
 class RetryPlan(LockedRun):
-    """The unsuccessful jobs of a run that no process uses; a context manager. Raises as `LockedRun` does."""
+    """The unsuccessful jobs of a run; a context manager. Raises as `LockedRun` does."""
 
     def jobs(self, states: Collection[State] = RETRIED_BY_DEFAULT) -> dict[str, State]:
         """Return the jobs that ended in one of these states of RETRYABLE: id to state, in submit order."""
@@ -62,9 +62,9 @@ class RetryPlan(LockedRun):
 
         Raises KeyError for a job that did not end in one of the states of RETRYABLE.
         """
-        by_id = {job_id: (job_no, state) for job_no, job_id, state in self._store.unsuccessful_jobs(RETRYABLE)}
 
         def requeue_all(store: Ledger) -> None:
+            by_id = {job_id: (job_no, state) for job_no, job_id, state in store.unsuccessful_jobs(RETRYABLE)}
             for job_id in job_ids:
                 store.retry(*by_id[job_id])
 
@@ -79,7 +79,3 @@ class RetryPlan(LockedRun):
     def pending_count(self) -> int:
         """Return the number of jobs that the next run submits, without a retry. They are part of `open_jobs`."""
         return self._store.counts().get(State.PENDING, 0)
-
-    def job_count(self) -> int:
-        """Return the number of jobs of the run, in any state."""
-        return sum(self._store.counts().values())

@@ -34,7 +34,7 @@ from krea_batch.rules.rate_log import (
 from krea_batch.settings import Rate
 from krea_batch.storage.clocks import monotonic_clock
 
-AHEAD_S = 0.1  # chosen: slots for so long are taken at once: twenty transactions a second, whatever the rate is
+AHEAD_S = 0.1  # chosen: slots for so long are taken together: twenty transactions a second, whatever the rate is
 SEARCHING_AHEAD_S = 0.05  # measured: while a limit is searched, a third fewer submits are refused
 TELL_S = 0.02  # chosen: for so long, answers wait to be told to the other runs
 IDLE_S = 0.25  # chosen: how often a run that has something to tell, or waits for a slot, asks
@@ -153,7 +153,7 @@ class SharedRateLimiter:
 
     @property
     def _slots_ahead(self) -> int:
-        """How many slots to take at once."""
+        """How many slots to take in one transaction."""
         ahead_s = AHEAD_S if self.per_s >= self.rate.per_s else SEARCHING_AHEAD_S
         return max(1, round(self.pace_per_s * ahead_s))
 

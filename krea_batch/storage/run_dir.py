@@ -41,6 +41,7 @@ class RunDir:
         self.ledger = path / LEDGER
         self.is_alone = False
         self._fd = -1
+        self._shared_fd = -1  # of images/, whose lock shows others that runs share the directory
 
     def lock(self, *, shared: bool = False) -> None:
         """Create and lock the directory. With `shared`, processes that share it may have it, too.
@@ -54,12 +55,16 @@ class RunDir:
             create_directory(self.path)
             (self.path / IMAGES).mkdir(exist_ok=True)
             self._fd = os.open(self.path, os.O_RDONLY)
+            if shared:
+                self._shared_fd = os.open(self.path / IMAGES, os.O_RDONLY)
         except OSError as error:
             raise unusable_directory(self.path, error) from error
         _LOCKED.add(self)
         try:
             self.is_alone = _try_lock(self._fd)
             is_free = self.is_alone or (shared and _try_lock(self._fd, shared=True))
+            if is_free and shared:
+                is_free = _try_lock(self._shared_fd, shared=True)
         except OSError as error:
             self.unlock()
             raise RunDirError(
@@ -72,37 +77,37 @@ class RunDir:
             if any(other.path.exists() and self.path.samefile(other.path) for other in _LOCKED):
                 hint = "close it (`aclose`, or leave its `async with`), or use another run directory"
                 raise RunDirError(self.path, "another Engine of this process is using it", hint)
-            raise self._in_use(shared=shared)
+            raise self._in_use()
 
     def share(self) -> None:
         """Let other processes that share the directory have it, too. Raises RunDirError if one took it instead."""
         self.is_alone = False
         if not _try_lock(self._fd, shared=True):
-            raise self._in_use(shared=True)
+            raise self._in_use()
 
     def try_to_be_alone(self) -> bool:
         """Return whether no other process has the directory; it is then locked for this one. Else it is unlocked."""
         self.is_alone = _try_lock(self._fd)
         return self.is_alone
 
-    def _in_use(self, *, shared: bool) -> RunDirError:
-        if shared:
-            problem, hint = "another krea-batch is using it alone", "wait for it, or start it with --shared, too"
-        else:
-            problem, hint = "another krea-batch is using it", "wait for it, or use another run directory"
-        return RunDirError(self.path, problem, hint)
+    def _in_use(self) -> RunDirError:
+        hint = "wait for it, or use another run directory; only runs with --shared can work together"
+        return RunDirError(self.path, "another krea-batch is using it", hint)
 
     def unlock(self) -> None:
         """Release the lock. Idempotent."""
         _LOCKED.discard(self)
-        if self._fd >= 0:
-            _release(self._fd)
-            self._fd = -1
+        for fd in (self._fd, self._shared_fd):
+            if fd >= 0:
+                _release(fd)
+        self._fd = self._shared_fd = -1
 
     def _close_after_fork(self) -> None:
-        """Close the copy of a forked child. The parent keeps its lock."""
-        os.close(self._fd)
-        self._fd = -1
+        """Close the copies of a forked child. The parent keeps its locks."""
+        for fd in (self._fd, self._shared_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._shared_fd = -1
 
 
 _LOCKED = WeakSet[RunDir]()
@@ -128,15 +133,20 @@ def file_size(path: Path) -> int:
 
 def is_locked(path: Path) -> bool:
     """Return whether a process has locked the run directory; False where directories cannot be locked."""
+    # A run that has the directory alone locks it exclusively. Runs that share it have a shared lock on images/.
+    return not (_can_lock(path, shared=True) and _can_lock(path / IMAGES))
+
+
+def _can_lock(path: Path, *, shared: bool = False) -> bool:
+    """Return whether a directory could be locked now, or there is none, or directories cannot be locked."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
-        return False
+        return True
     try:
-        # The first attempt finds a process that has it alone, the second one processes that share it.
-        return not (_try_lock(fd, shared=True) and _try_lock(fd))
+        return _try_lock(fd, shared=shared)
     except OSError:
-        return False
+        return True
     finally:
         _release(fd)
 

@@ -62,6 +62,7 @@ COMMAND_LINES: dict[str, list[tuple[int, list[str]]]] = {
     "inspect": [(0, ["inspect", "狐.png"]), (0, ["inspect", "狐.png", "--json"]), (2, ["inspect", "fehlt-狐.png"])],
     "resolve": [(0, ["resolve", OUT, "--list"]), (2, ["resolve", OUT, "--resubmit", ID])],
     "retry": [(2, ["retry", OUT, ID, "--yes"]), (2, ["retry", OUT, "unbekannt-狐", "--yes"])],
+    "worker": [(0, ["worker", OUT, *SIMULATE]), (2, ["worker", "läufe/fehlt-狐"])],
     "recover": [(0, ["recover", OUT])],
     "schema": [(0, ["schema"])],
     "dashboard": [(0, ["dashboard"])],

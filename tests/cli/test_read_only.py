@@ -101,10 +101,12 @@ COMMANDS = {
 NOT_IN_TABLE = {
     "view": "test_the_page_of_a_read_only_directory",
     "retry": "test_a_command_that_writes",
+    "worker": "test_a_command_that_writes",
     "recover": "test_a_command_that_writes",
 }
 WRITING = {
     "retry": ["retry", "{out}", "--yes"],
+    "worker": ["worker", "{out}"],
     "recover": ["recover", "{out}", "--yes"],
     "resolve": ["resolve", "{out}", "--abandon"],
 }

@@ -87,7 +87,7 @@ def test_a_fenced_run_writes_nothing_more(ledger: Ledger, other: Ledger, place: 
     assert fence(other, run_no)
     before = place.dump()
     for operation in (intent("b"), intent("c"), finish(), revert(2), lambda ledger: None):
-        with pytest.raises(FencedError, match="another worker has taken over its jobs"):
+        with pytest.raises(FencedError, match="another process has taken over its jobs"):
             apply_all(ledger, operation)
     assert place.dump() == before
 

@@ -69,7 +69,7 @@ def resolve(
             _confirm(request_ids, out, gateway, api_key_file, simulate=simulate)
         decided = _decide(ambiguous, jobs, request_ids, resubmit=resubmit)
         remaining = ambiguous.jobs
-    _print_decision(decided, remaining, as_json=as_json)
+    _print_decision(decided, remaining, is_alone=ambiguous.is_alone, as_json=as_json)
 
 
 def _decide(
@@ -152,7 +152,7 @@ def _print_ambiguous(ambiguous: list[AmbiguousJob], out: Path, *, as_json: bool)
     show("decide with --adopt JOB=REQUEST_ID, --resubmit or --abandon")
 
 
-def _print_decision(decided: dict[str, int], remaining: list[AmbiguousJob], *, as_json: bool) -> None:
+def _print_decision(decided: dict[str, int], remaining: list[AmbiguousJob], *, is_alone: bool, as_json: bool) -> None:
     import orjson
 
     from krea_batch.cli.ui.formatting import show, show_json
@@ -163,4 +163,4 @@ def _print_decision(decided: dict[str, int], remaining: list[AmbiguousJob], *, a
     (decision, count) = next(iter(decided.items()))
     show(f"{count:,} {decision}, {len(remaining):,} still ambiguous")
     if decision != "abandoned":
-        show("run the same command as before to resume")
+        show("run the same command as before to resume" if is_alone else "the processes that share the run go on")

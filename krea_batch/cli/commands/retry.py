@@ -45,11 +45,9 @@ def retry(
     """
     from krea_batch.cli.options.job_id_file import read_ids
     from krea_batch.cli.options.logging_options import configure_logging
-    from krea_batch.cli.ui.formatting import show
-    from krea_batch.cli.ui.run_session import RunSession, settings_and_key
-    from krea_batch.engine.event_loop import run_event_loop
+    from krea_batch.cli.ui.formatting import pluralize, show
+    from krea_batch.cli.ui.run_session import run_recorded_jobs, settings_and_key
     from krea_batch.maintenance.retry import RetryPlan
-    from krea_batch.sources import CheckResult, JobFiles
     from krea_batch.storage.run_dir import require_run
 
     require_run(out)
@@ -72,11 +70,10 @@ def retry(
         if chosen and not (yes or options["simulate"]):
             _confirm(chosen, retry_plan.pending_count())
         retry_plan.resubmit(chosen)
-        total = retry_plan.job_count()
-    checked = CheckResult(jobs=total, rows=total, bad_lines=0, duplicates=0, problems=(), notes=(), recorded=total)
-    with JobFiles(()) as no_files:
-        no_files.check()
-        sys.exit(run_event_loop(RunSession(settings, key, no_files, checked, options).run))
+    if not (retry_plan.is_alone or options["shared"]):
+        show(f"{pluralize(len(chosen), 'job')} to be submitted by the processes that work on {out}")
+        sys.exit(OK)
+    sys.exit(run_recorded_jobs(settings, key, options)[0])
 
 
 def _keep_max_charges(out: Path, options: dict[str, Any]) -> None:

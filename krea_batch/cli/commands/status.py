@@ -23,4 +23,4 @@ def status(out: Path, as_json: bool) -> None:
     if as_json:
         show_json(orjson.dumps(totals.fields()))
     else:
-        show(f"{pluralize(totals.total, 'job')} in {out}", *totals.lines())
+        show(f"{pluralize(totals.total, 'job')} in {out}", *totals.lines(), *totals.worker_lines())

@@ -24,6 +24,7 @@ from krea_batch.cli.ui.progress import INTERRUPT_REASON, EventAnnouncer, make_di
 from krea_batch.cli.ui.run_status import EndedJobs, EngineStatusReader, RecentErrors, SharedStatusReader
 from krea_batch.cli.ui.summary import RunSummary, RunTotals
 from krea_batch.engine.engine import Engine
+from krea_batch.engine.event_loop import run_event_loop
 from krea_batch.errors import (
     InputError,
     JobError,
@@ -189,8 +190,10 @@ class RunSession:
         options: dict[str, Any],
         *,
         forecast: Forecast | None = None,
+        drain_s: float | None = None,
     ) -> None:
         self._settings = settings
+        self._drain_s = drain_s  # after a signal, jobs in flight are left to other runs so soon; None: never
         self._key = key
         self._files = files
         self._checked = checked
@@ -198,6 +201,7 @@ class RunSession:
         self._forecast = forecast
         self._quiet: bool = options["quiet"]
         self._interrupts = 0
+        self.problem: KreaBatchError | None = None
         self._display = make_display(quiet=options["quiet"])
         self._announcer = EventAnnouncer(self._display.say, jobs=0 if options["quiet"] else checked.jobs)
         self._recent_errors = RecentErrors()
@@ -208,13 +212,13 @@ class RunSession:
         self._ended_jobs = EndedJobs(recorded)
 
     async def run(self) -> int:
-        """Run until the end or a stop. Return the exit code."""
+        """Run until the end or a stop. Return the exit code. Afterwards, `problem` is what stopped it, or None."""
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         async with AsyncExitStack() as stack:
             listeners = self._listeners(stack.enter_context(ExitStack()))
             engine = await self._create_engine(stack, listeners)
-            problem = await self._run_engine(engine)
+            problem = self.problem = await self._run_engine(engine)
         self._write_duplicates()
         try:
             totals = RunTotals.read(self._settings.out)
@@ -291,6 +295,8 @@ class RunSession:
                 self._interrupts += 1
                 if self._interrupts == 1:
                     engine.stop(INTERRUPT_REASON)
+                    if self._drain_s is not None:
+                        asyncio.get_running_loop().call_later(self._drain_s, engine.abort, INTERRUPT_REASON)
                     in_flight = pluralize(engine.stats().in_flight, "job")
                     self._display.say(
                         f"Stopping: waiting for {in_flight} in flight. Press Ctrl-C again to stop immediately."
@@ -324,6 +330,18 @@ class RunSession:
         if summary.problem:
             return STOPPED
         return OK if summary.totals.all_succeeded else SOME_FAILED
+
+
+def run_recorded_jobs(
+    settings: Settings, key: ApiKey | None, options: dict[str, Any], *, drain_s: float | None = None
+) -> tuple[int, KreaBatchError | None]:
+    """Run the open jobs of a run directory, without job files. Return the exit code, and what stopped the run."""
+    total = RunTotals.read(settings.out).total
+    checked = CheckResult(jobs=total, rows=total, bad_lines=0, duplicates=0, problems=(), notes=(), recorded=total)
+    with JobFiles(()) as no_files:
+        no_files.check()
+        session = RunSession(settings, key, no_files, checked, options, drain_s=drain_s)
+        return run_event_loop(session.run), session.problem
 
 
 def _stop_of(error: KreaBatchError, engine: Engine) -> KreaBatchError:

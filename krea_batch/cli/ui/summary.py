@@ -9,10 +9,11 @@ import msgspec
 import orjson
 
 from krea_batch.cli.app import error_text
-from krea_batch.cli.ui.formatting import format_bytes, format_duration, pluralize
+from krea_batch.cli.ui.formatting import format_bytes, format_duration, pluralize, printable
 from krea_batch.errors import KreaBatchError
 from krea_batch.jobs import State
-from krea_batch.ledger import Charges, LedgerReader, read_ledger
+from krea_batch.ledger import Charges, LedgerReader, LiveRun, read_ledger
+from krea_batch.ledger.rows import iso
 from krea_batch.storage.outputs import path_text
 from krea_batch.storage.run_dir import IMAGES, RESULTS
 
@@ -26,12 +27,13 @@ class RunTotals(msgspec.Struct, frozen=True):
     out: Path
     counts: dict[State, int]
     charges: Charges
+    workers: list[LiveRun] = []
 
     @classmethod
     def read(cls, out: Path) -> RunTotals:
         """Read them from the ledger. Raises RunDirError if there is none, LedgerError if it cannot be read."""
         with read_ledger(out) as store:
-            return cls(out, *store.read(LedgerReader.counts, LedgerReader.charges))
+            return cls(out, *store.read(LedgerReader.counts, LedgerReader.charges, LedgerReader.workers))
 
     @property
     def total(self) -> int:
@@ -55,11 +57,30 @@ class RunTotals(msgspec.Struct, frozen=True):
             rows.append(f"           {submits} answered with 500 or 503 (--count-server-errors counts them)")
         return rows
 
+    def worker_lines(self) -> list[str]:
+        """Return a line for each process that works on the run, if there are several."""
+        if len(self.workers) < 2:
+            return []
+        return [
+            f"  worker {printable(each.worker)} since {iso(each.started_at)}: {each.in_flight:,} in flight,"
+            f" {each.pending:,} to be submitted"
+            for each in self.workers
+        ]
+
     def fields(self) -> dict[str, Any]:
         return {
             "out": path_text(self.out),
             "jobs": {state.value: count for state, count in self.counts.items()},
             "charges": msgspec.to_builtins(self.charges),
+            "workers": [
+                {
+                    "worker": each.worker,
+                    "started_at": iso(each.started_at),
+                    "in_flight": each.in_flight,
+                    "pending": each.pending,
+                }
+                for each in self.workers
+            ],
         }
 
 

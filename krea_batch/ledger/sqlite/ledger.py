@@ -201,7 +201,8 @@ class SqliteLedger(SqliteQueries):
     # ---- ambiguous jobs ----------------------------------------------------------------------------------
 
     def resubmit(self, job_no: int) -> None:
-        self._transition(job_no, Action.RESUBMIT, State.AMBIGUOUS, "error_kind = NULL, error_message = NULL")
+        assignments = f"error_kind = NULL, error_message = NULL, {self._claimed}"
+        self._transition(job_no, Action.RESUBMIT, State.AMBIGUOUS, assignments)
 
     def abandon(self, job_no: int, state: State, at: float) -> Outcome:
         return self._end_job(job_no, Action.ABANDON, state, _ABANDONED[state], at)
@@ -209,7 +210,7 @@ class SqliteLedger(SqliteQueries):
     def adopt(self, job_no: int, request_id: str, at: float) -> bool:
         if self._has_request_id(request_id):
             return False
-        assignments = "request_id = ?, accepted_at = ?, finished_at = NULL, error_kind = NULL, error_message = NULL"
+        assignments = f"request_id = ?, accepted_at = ?, {_NO_END}, {self._claimed}"
         self._transition(job_no, Action.ADOPT, State.AMBIGUOUS, assignments, (request_id, at))
         self._sql.execute(
             "UPDATE submissions SET result = 'accepted', request_id = ?1"
@@ -227,8 +228,12 @@ class SqliteLedger(SqliteQueries):
         return bytes(secret)
 
     def retry(self, job_no: int, state: State) -> None:
-        assignments = "errors = 0, finished_at = NULL, error_kind = NULL, error_message = NULL"
-        self._transition(job_no, Action.RETRY, state, assignments)
+        self._transition(job_no, Action.RETRY, state, f"errors = 0, {_NO_END}, {self._claimed}")
+
+    @property
+    def _claimed(self) -> str:
+        """The assignment of a job to the run of this object; without one, the job is free."""
+        return f"run_no = {self._run_no or 'NULL'}"
 
     # ---- images -----------------------------------------------------------------------------------------
 
@@ -398,12 +403,11 @@ class SqliteLedger(SqliteQueries):
                 (result == "server_error", run_no),
             )
         if self._is_in_doubt_about(job_no, submission_no):
-            no_error = "error_kind = NULL, error_message = NULL, finished_at = NULL"
             if result == "accepted":
-                assignments = f"request_id = ?, accepted_at = ?, {no_error}"
+                assignments = f"request_id = ?, accepted_at = ?, {_NO_END}"
                 self._transition(job_no, Action.ADOPT, State.AMBIGUOUS, assignments, (request_id, at))
             else:
-                self._transition(job_no, Action.RESUBMIT, State.AMBIGUOUS, no_error)
+                self._transition(job_no, Action.RESUBMIT, State.AMBIGUOUS, _NO_END)
         return True
 
     def _is_in_doubt_about(self, job_no: int, submission_no: int) -> bool:
@@ -560,6 +564,7 @@ def _disposition_sql(old: State, new: State) -> str:
     return ", disposition = NULL" if old in DISPOSITIONS else ""
 
 
+_NO_END = "finished_at = NULL, error_kind = NULL, error_message = NULL"
 _ABANDONED = {
     State.AMBIGUOUS: ErrorInfo("abandoned", "ambiguous, and the user decided not to submit it again"),
     State.TIMED_OUT: ErrorInfo("abandoned", "timed out, and the user decided not to wait for it"),

@@ -120,6 +120,15 @@ class SqliteQueries:
         sql = f"SELECT run_no, worker, started_at, beat FROM runs WHERE {LIVE_RUNS} ORDER BY run_no"
         return [LiveRun(*row) for row in self._sql.execute(sql)]
 
+    def workers(self) -> list[LiveRun]:
+        sql = (
+            "SELECT run_no, worker, started_at, beat, count(state) FILTER (WHERE state IN"
+            " ('submitting', 'accepted', 'finished')), count(state) FILTER (WHERE state = 'pending')"
+            f" FROM runs LEFT JOIN (SELECT run_no, state FROM jobs WHERE {OPEN_JOBS}) USING (run_no)"
+            f" WHERE {LIVE_RUNS} GROUP BY run_no ORDER BY run_no"
+        )
+        return [LiveRun(*row) for row in self._sql.execute(sql)]
+
     def gateway(self) -> str | None:
         row = self._sql.execute("SELECT gateway FROM runs ORDER BY run_no DESC LIMIT 1").fetchone()
         return row[0] if row else None

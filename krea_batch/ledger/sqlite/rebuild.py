@@ -8,14 +8,12 @@ it.
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import msgspec
 
 from krea_batch.errors import RunDirError
 from krea_batch.jobs import Outcome, State
 from krea_batch.ledger.consistency import RowHead, is_later
-from krea_batch.ledger.rows import KnownJob
+from krea_batch.ledger.rows import KnownJob, seconds_of
 from krea_batch.ledger.sqlite.database import DISPOSITIONS
 from krea_batch.ledger.sqlite.ledger import SqliteLedger
 from krea_batch.rules.verdicts import SERVER_ERRORS
@@ -66,7 +64,7 @@ def _values(row: Outcome) -> tuple[object, ...]:
         state.value, DISPOSITIONS.get(state), row.request_id, msgspec.json.encode(row.files).decode(), row.attempts,
         row.attempts if state is State.ERRORED else 0, row.polls,
         row.error.kind if row.error else None, row.error.message if row.error else None,
-        seconds(row.submitted_at), seconds(row.accepted_at), seconds(row.finished_at), seconds(row.stored_at),
+        *map(seconds_of, (row.submitted_at, row.accepted_at, row.finished_at, row.stored_at)),
     )  # fmt: skip
 
 
@@ -105,7 +103,7 @@ def _record_submissions(
     """
     latest_is_accepted = row.status.info.charged is True or row.status is State.ERRORED
     open_submission = job is not None and job.attempts == row.attempts
-    sent_at = seconds(row.submitted_at) or seconds(row.accepted_at) or 0.0
+    sent_at = seconds_of(row.submitted_at) or seconds_of(row.accepted_at) or 0.0
     refunded = int(row.status is State.ERRORED)
     if row.request_id and not request_known:
         values = ("accepted", row.request_id, refunded)
@@ -142,8 +140,3 @@ def _add(
         "INSERT INTO submissions (job_no, sent_at, result, request_id, refunded) VALUES (?, ?, ?, ?, ?)",
         (job_no, sent_at, result, request_id, refunded),
     )
-
-
-def seconds(instant: str | None) -> float | None:
-    """Return an instant of a row as seconds since 1970. Raises ValueError."""
-    return None if instant is None else datetime.fromisoformat(instant).timestamp()
