@@ -1,6 +1,8 @@
 """The durable record of a run. A call returns when what it wrote is durable.
 
 protocol     Ledger and LedgerReader: the transitions of jobs, and read-only questions
+sql_ledger   SqlLedger: the transitions of jobs, in the SQL that databases have in common
+sql_queries  SqlQueries: read-only questions in it
 sqlite       SqliteLedger: the ledger in a file
 opening      opens the ledger of a run directory
 consistency  compares the ledger with results.jsonl and images/ before anything is sent

@@ -126,7 +126,7 @@ class LedgerReader(Protocol):
         """Return the outcome of a job by its id, whether it has ended or not; None if the ledger does not have it."""
 
     def find_jobs(self, job_ids: Sequence[str]) -> list[Outcome]:
-        """Return the outcomes of those jobs that the ledger has, whether they have ended or not."""
+        """Return the outcomes of those jobs that the ledger has, ended or not, in the order of their numbers."""
 
     def outcomes(self, after_job_no: int, limit: int) -> tuple[list[Outcome], int | None]:
         """Return a page of outcomes of ended jobs, and the number after which to continue (None at the end)."""

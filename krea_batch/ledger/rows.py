@@ -121,8 +121,33 @@ class JobTiming(msgspec.Struct, frozen=True):
 
 def open_job(row: tuple[Any, ...]) -> OpenJob:
     """Return the job in a row of OPEN_JOB_COLUMNS."""
-    job_no, job_id, state, request_id, media, *rest = row
-    return OpenJob(job_no, job_id, State(state), request_id, read_media(media) if media else None, *rest)
+    job_no, job_id, state, request_id, media, attempts, errors, polls, accepted_at, body, tenant, image_name = row
+    return OpenJob(
+        job_no, job_id, State(state), request_id, read_media(media) if media else None, attempts, errors, polls,
+        accepted_at, kind_of(body), tenant, image_name,
+    )  # fmt: skip
+
+
+class _KindOfRequest(msgspec.Struct):
+    aspect_ratio: str = ""
+    creativity: str = ""
+
+
+_read_kind = msgspec.json.Decoder(_KindOfRequest).decode
+
+
+def kind_of(body: bytes) -> str:
+    """Return the kind of a request, whose jobs take about as long; empty if the body does not have it."""
+    kind = _read_kind(body)
+    return f"{kind.aspect_ratio} {kind.creativity}" if kind.aspect_ratio and kind.creativity else ""
+
+
+def trusted_took_s(media: str | None, accepted_at: float | None, finished_at: float | None) -> float | None:
+    """Return the gateway's own latency of a job; None if it reported none, or one that our clock contradicts."""
+    if media is None or accepted_at is None or finished_at is None:
+        return None
+    took_s = read_media(media).took_s
+    return took_s if took_s is not None and 0 <= took_s <= finished_at - accepted_at else None
 
 
 def outcome_of(row: Sequence[Any]) -> Outcome:

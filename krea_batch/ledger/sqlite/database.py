@@ -9,11 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from importlib.resources import files
 from pathlib import Path
 
 from krea_batch.errors import RunDirError
-from krea_batch.jobs import STATES, State
+from krea_batch.ledger.sql_queries import read_schema
 from krea_batch.ledger.sqlite.busy import is_busy, locked_error, wait_while_busy
 from krea_batch.storage.atomic import NO_FOLLOW
 from krea_batch.storage.os_errors import next_step
@@ -187,8 +186,9 @@ def _initialize(connection: sqlite3.Connection) -> None:
 def _create_tables(connection: sqlite3.Connection) -> None:
     if _has_tables(connection):
         return
+    schema = read_schema("krea_batch.ledger.sqlite")
     connection.executescript(
-        f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{schema()} COMMIT;"
+        f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};{schema} COMMIT;"
     )
 
 
@@ -230,16 +230,3 @@ _NEXT_STEPS = {
     "SQLITE_CORRUPT": "restore the ledger from a copy, or use another run directory",
 }
 """What to do, by the beginning of the name of an SQLite result code (SQLite, Result and Error Codes)."""
-
-
-DISPOSITIONS = {State.SUCCEEDED: "succeeded"} | {
-    state: "unsuccessful" for state, info in STATES.items() if info.unsuccessful
-}
-"""The column `disposition` by state. Other states have none: this run or a later one resumes the job."""
-
-
-def schema() -> str:
-    """Return the statements that create the tables, with the dispositions from DISPOSITIONS."""
-    cases = " ".join(f"WHEN '{state}' THEN '{disposition}'" for state, disposition in DISPOSITIONS.items())
-    disposition = f"CASE state {cases} END"
-    return files("krea_batch.ledger.sqlite").joinpath("schema.sql").read_text("utf-8").format(disposition=disposition)

@@ -14,8 +14,8 @@ from krea_batch.errors import RunDirError
 from krea_batch.jobs import Outcome, State
 from krea_batch.ledger.consistency import RowHead, is_later
 from krea_batch.ledger.rows import KnownJob, seconds_of
-from krea_batch.ledger.sqlite.database import DISPOSITIONS
-from krea_batch.ledger.sqlite.ledger import SqliteLedger
+from krea_batch.ledger.sql_queries import DISPOSITIONS
+from krea_batch.ledger.sqlite.sqlite_ledger import SqliteLedger
 from krea_batch.rules.verdicts import SERVER_ERRORS
 from krea_batch.storage.run_dir import IMAGES, TAKEN_SUFFIX
 
