@@ -7,6 +7,7 @@ sqlite       SqliteLedger: the ledger in a file
 opening      opens the ledger of a run directory
 consistency  compares the ledger with results.jsonl and images/ before anything is sent
 adoption     records the request_ids that the ledger could not take when they arrived
+waiting      waits while a ledger cannot be used for a time
 writer       LedgerWriter: many transitions in one commit, on the ledger's own thread
 rows         the types of the rows that are read
 paging       iterates over rows in pages

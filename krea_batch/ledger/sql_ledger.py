@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from krea_batch.errors import FencedError, InternalError, RunDirError
+from krea_batch.errors import FencedError, InternalError, KreaBatchError, RunDirError
 from krea_batch.jobs import FINAL, ErrorInfo, Outcome, State, StoredFile
 from krea_batch.ledger.protocol import Intent
 from krea_batch.ledger.rows import OUTCOME_COLUMNS, OpenJob, Reservation, outcome_of
@@ -38,16 +38,16 @@ class SqlLedger(SqlQueries):
         self._uncounted: tuple[int, int] | None = None  # charges and server errors of no run
 
     @abstractmethod
-    def _execute(self, sql: str, values: Sequence[Any] = (), *, changes_one: str = "") -> None:
+    def _execute(self, sql: str, values: Sequence[Any] = (), *, otherwise: KreaBatchError | None = None) -> None:
         """Execute a statement.
 
-        If it does not change exactly one row and `changes_one` says what is wrong then, InternalError is raised: now,
-        or before the transaction is committed.
+        If it does not change exactly one row, `otherwise` is raised: now, or else before the next rows that are read
+        are returned and before the transaction is committed.
         """
 
     @abstractmethod
-    def _execute_rows(self, sql: str, rows: Sequence[tuple[Any, ...]], *, changes_all: str) -> None:
-        """Execute a statement for many rows, which changes one row for each: otherwise as in `_execute`."""
+    def _execute_rows(self, sql: str, rows: Sequence[tuple[Any, ...]], *, otherwise: KreaBatchError) -> None:
+        """Execute a statement for many rows, which changes one row for each, or else as `_execute`."""
 
     @abstractmethod
     def _fetch_rows(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
@@ -72,9 +72,8 @@ class SqlLedger(SqlQueries):
 
     def _beat(self, run_no: int) -> None:
         """Record that the run is alive. Raises FencedError if another run has taken its jobs."""
-        sql = "UPDATE runs SET beat = beat + 1 WHERE run_no = ? AND fenced = 0 RETURNING 1"
-        if self._row(sql, (run_no,)) is None:
-            raise FencedError(self.path)
+        sql = "UPDATE runs SET beat = beat + 1 WHERE run_no = ? AND fenced = 0"
+        self._execute(sql, (run_no,), otherwise=FencedError(self.path))
 
     def _count(self, run_no: int) -> None:
         """Add what the transaction has changed to the counters of the run."""
@@ -353,7 +352,7 @@ class SqlLedger(SqlQueries):
         self._execute_rows(
             f"UPDATE jobs SET run_no = {self._run_no} FROM {{rows}} WHERE job_no = column1",
             [(job.job_no,) for job in jobs],
-            changes_all="a job that was to be claimed is missing",
+            otherwise=InternalError("a job that was to be claimed is missing"),
         )
         return jobs
 
@@ -444,7 +443,7 @@ class SqlLedger(SqlQueries):
         self._execute(
             f"UPDATE jobs SET state = ?{extra}{_disposition_sql(old, new)} WHERE job_no = ? AND state = ?",
             (new.value, *values, job_no, old.value),
-            changes_one=_not_in_state([job_no], old, new),
+            otherwise=_not_in_state([job_no], old, new),
         )
 
     def _transition_many(
@@ -457,17 +456,17 @@ class SqlLedger(SqlQueries):
     ) -> list[tuple[Any, ...]]:
         """Move several jobs; the first column of each row is the job's number. Return these columns of them."""
         new = path_of(action, old)[-1]
-        problem = _not_in_state([job_no for job_no, *_ in rows], old, new)
+        error = _not_in_state([job_no for job_no, *_ in rows], old, new)
         update = (
             f"UPDATE jobs SET state = '{new}', {assignments}{_disposition_sql(old, new)} FROM {{rows}}"
             f" WHERE job_no = column1 AND state = '{old}'"
         )
         if not returning:
-            self._execute_rows(update, rows, changes_all=problem)
+            self._execute_rows(update, rows, otherwise=error)
             return []
         found = list(self._fetch_rows(f"{update} RETURNING {returning}", rows))
         if len(found) != len(rows):
-            raise InternalError(problem)
+            raise error
         return found
 
     def _end_job(
@@ -517,8 +516,9 @@ class _RunChange:
         self.server_errors = 0
 
 
-def _not_in_state(job_nos: Sequence[int], old: State, new: State) -> str:
-    return f"job number {', '.join(map(str, job_nos))} was to go from {old} to {new}, but is not {old}"
+def _not_in_state(job_nos: Sequence[int], old: State, new: State) -> InternalError:
+    numbers = ", ".join(map(str, job_nos))
+    return InternalError(f"job number {numbers} was to go from {old} to {new}, but is not {old}")
 
 
 def _describe(origin: str) -> str:

@@ -31,8 +31,8 @@ print("locked", flush=True)
 sys.stdin.read()
 """
 IMPATIENT_SCRIPT = """
-from krea_batch.ledger.sqlite import busy
-busy.MAX_LOCKED_S = 0.5
+from krea_batch.ledger import waiting
+waiting.MAX_WAIT_S = 0.5
 from krea_batch.cli.app import main
 main()
 """

@@ -18,8 +18,8 @@ import pytest
 from krea_batch import Engine
 from krea_batch.errors import LedgerError, RunDirError
 from krea_batch.jobs import State
-from krea_batch.ledger import Ledger, LedgerWriter
-from krea_batch.ledger.sqlite import SqliteLedger, busy
+from krea_batch.ledger import Ledger, LedgerWriter, waiting
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.ledger.sqlite.database import WAL_LIMIT_BYTES
 from krea_batch.ledger.writer import MAINTENANCE_INTERVAL_S
 from krea_batch.maintenance.resolve import AmbiguousJobs
@@ -307,7 +307,7 @@ def test_a_ledger_that_is_locked_for_long(path: Path, monkeypatch: pytest.Monkey
     """After the patience is used up, callers get a LedgerError that names the cause and the next step."""
     store = SqliteLedger.open(path)
     dont_wait_in_sqlite(store)
-    monkeypatch.setattr(busy, "MAX_LOCKED_S", 0.0)
+    monkeypatch.setattr(waiting, "MAX_WAIT_S", 0.0)
 
     async def main() -> None:
         ledger = LedgerWriter(store)

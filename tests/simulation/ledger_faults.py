@@ -13,12 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from krea_batch.ledger.sqlite import SqliteLedger, busy
+from krea_batch.ledger import waiting
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.pipeline import executor
 from krea_batch.storage import spill
 from tests.simulation.process import START_S, SimulatedLoop, sleep_in_thread
 
-PATIENCE_S = busy.MAX_LOCKED_S
+PATIENCE_S = waiting.MAX_WAIT_S
 PAUSE_S = 5.0  # chosen: instead of 50 ms, so that a lock of twenty minutes takes few steps
 
 
@@ -65,8 +66,8 @@ class LedgerFaults:
         write_spill = write_no_spill if "spill" in self.kind else spill.write_spill
         with (
             patch.object(SqliteLedger, "_attempt", faulty_attempt),
-            patch.object(busy, "time", SimpleNamespace(monotonic=loop.time, sleep=sleep_in_thread)),
-            patch.object(busy, "PAUSE_S", PAUSE_S),
+            patch.object(waiting, "time", SimpleNamespace(monotonic=loop.time, sleep=sleep_in_thread)),
+            patch.object(waiting, "PAUSE_S", PAUSE_S),
             patch.object(executor, "write_spill", write_spill),
         ):
             yield

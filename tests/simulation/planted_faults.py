@@ -17,8 +17,8 @@ import pytest
 from krea_batch.gateway import client, evidence, wire
 from krea_batch.gateway.wire import Answer, PolledStatus
 from krea_batch.jobs import State, StoredFile
-from krea_batch.ledger import Ledger, consistency
-from krea_batch.ledger.sqlite import SqliteLedger, busy
+from krea_batch.ledger import Ledger, consistency, waiting
+from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.maintenance.resolve import AmbiguousJobs
 from krea_batch.maintenance.retry import RetryPlan
 from krea_batch.pipeline.charge_budget import ChargeBudget
@@ -208,7 +208,7 @@ def adopt_no_spill(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def wait_for_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run ends as soon as another program has locked its ledger."""
-    monkeypatch.setattr(busy, "MAX_LOCKED_S", 0.0)
+    monkeypatch.setattr(waiting, "MAX_WAIT_S", 0.0)
 
 
 # ---- commands --------------------------------------------------------------------------------------------

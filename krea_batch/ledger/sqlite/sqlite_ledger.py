@@ -10,7 +10,7 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from krea_batch.errors import InternalError, LedgerError
+from krea_batch.errors import KreaBatchError, LedgerError
 from krea_batch.ledger.protocol import Intent
 from krea_batch.ledger.sql_ledger import SqlLedger
 from krea_batch.ledger.sqlite.busy import wait_while_busy
@@ -116,14 +116,14 @@ class SqliteLedger(SqlLedger):
     def _rows(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         return self._sql.execute(sql, values)
 
-    def _execute(self, sql: str, values: Sequence[Any] = (), *, changes_one: str = "") -> None:
+    def _execute(self, sql: str, values: Sequence[Any] = (), *, otherwise: KreaBatchError | None = None) -> None:
         cursor = self._sql.execute(sql, values)
-        if changes_one and cursor.rowcount != 1:
-            raise InternalError(changes_one)
+        if otherwise and cursor.rowcount != 1:
+            raise otherwise
 
-    def _execute_rows(self, sql: str, rows: Sequence[tuple[Any, ...]], *, changes_all: str) -> None:
+    def _execute_rows(self, sql: str, rows: Sequence[tuple[Any, ...]], *, otherwise: KreaBatchError) -> None:
         if sum(cursor.rowcount for cursor in self._execute_batches(sql, rows)) != len(rows):
-            raise InternalError(changes_all)
+            raise otherwise
 
     def _fetch_rows(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         return chain.from_iterable(self._execute_batches(sql, rows))
