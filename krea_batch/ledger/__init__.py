@@ -4,6 +4,7 @@ protocol     Ledger and LedgerReader: the transitions of jobs, and read-only que
 sql_ledger   SqlLedger: the transitions of jobs, in the SQL that databases have in common
 sql_queries  SqlQueries: read-only questions in it
 sqlite       SqliteLedger: the ledger in a file
+postgres     PostgresLedger: the ledger in a database
 opening      opens the ledger of a run directory
 consistency  compares the ledger with results.jsonl and images/ before anything is sent
 adoption     records the request_ids that the ledger could not take when they arrived

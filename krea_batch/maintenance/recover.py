@@ -25,7 +25,7 @@ from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.ledger.sqlite.rebuild import rebuild_job
 from krea_batch.storage.image_file import stale_parts
 from krea_batch.storage.results_rows import read_lines
-from krea_batch.storage.run_dir import IMAGES, LEDGER, RESULTS, RunDir, image_names, is_image
+from krea_batch.storage.run_dir import IMAGES, LEDGER, LEDGER_ADDRESS, RESULTS, RunDir, image_names, is_image
 
 MAX_UNREADABLE_LINES = 10  # chosen: enough to find them
 
@@ -68,6 +68,12 @@ def recover_run(out: Path, confirm: Callable[[RecoverReport], bool] = lambda rep
     """
     if not (out / RESULTS).is_file():
         raise RunDirError(out, f"it has no {RESULTS} to rebuild a ledger from", "pass the --out of a run")
+    if (out / LEDGER_ADDRESS).exists():
+        raise RunDirError(
+            out / LEDGER_ADDRESS,
+            "the ledger is in a database, which cannot be rebuilt from results.jsonl",
+            "restore the database from a backup",
+        )
     with ExitStack() as stack:
         run_dir = RunDir(out)
         run_dir.lock()

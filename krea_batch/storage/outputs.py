@@ -18,7 +18,15 @@ from pathlib import Path
 from krea_batch.errors import InputError
 from krea_batch.storage.atomic import NO_FOLLOW, fsync_path
 from krea_batch.storage.os_errors import next_step
-from krea_batch.storage.run_dir import DUPLICATES, IMAGES, LEDGER, RESULTS, SIMULATOR_STATE_FILE
+from krea_batch.storage.run_dir import (
+    DUPLICATES,
+    IMAGES,
+    LEDGER,
+    LEDGER_ADDRESS,
+    RESULTS,
+    SIMULATOR_STATE_FILE,
+    has_ledger,
+)
 from krea_batch.storage.spill import SPILL
 
 CheckExisting = Callable[[Path], None]
@@ -26,7 +34,7 @@ CheckExisting = Callable[[Path], None]
 
 # The names of a run's own files and directories; result.json belongs to a benchmark. Other files of a run begin with
 # one of the prefixes: the ledger and its WAL, the results, hidden parts of all files.
-_RUN_NAMES = frozenset({IMAGES, DUPLICATES, SIMULATOR_STATE_FILE, SPILL, "result.json"})
+_RUN_NAMES = frozenset({IMAGES, LEDGER_ADDRESS, DUPLICATES, SIMULATOR_STATE_FILE, SPILL, "result.json"})
 _RUN_PREFIXES = (LEDGER, RESULTS, ".")
 _PART_PREFIX, _PART_SUFFIX = ".krea-batch-", ".part"
 _FIRST_LINE_BYTES = 1 << 16  # chosen: longer than the first line of any log
@@ -139,7 +147,7 @@ def _holds(directory: Path, run: Path) -> bool:
 
 def _is_run(directory: Path) -> bool:
     """Return whether it is a run directory, also if its ledger was lost."""
-    return (directory / LEDGER).is_file() or ((directory / RESULTS).is_file() and (directory / IMAGES).is_dir())
+    return has_ledger(directory) or ((directory / RESULTS).is_file() and (directory / IMAGES).is_dir())
 
 
 def _replace(part: Path, real: Path, old: Path, check_existing: CheckExisting) -> None:

@@ -24,6 +24,7 @@ from krea_batch.storage.os_errors import next_step
 from krea_batch.storage.png import make_chunk
 
 LEDGER = "ledger.db"
+LEDGER_ADDRESS = "ledger.toml"  # instead of it: where the ledger is, if it is in a database
 RESULTS = "results.jsonl"
 DUPLICATES = "duplicates.jsonl"  # what --dedupe left out
 SIMULATOR_STATE_FILE = "simulated.jsonl"  # what the embedded simulator accepted
@@ -236,9 +237,14 @@ def has_content(path: Path, size_bytes: int, sha256: str) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
+def has_ledger(out: Path) -> bool:
+    """Return whether the directory has a ledger, or the address of one."""
+    return (out / LEDGER).is_file() or (out / LEDGER_ADDRESS).is_file()
+
+
 def require_run(out: Path) -> None:
     """Raise RunDirError unless the directory has a run."""
-    if not (out / LEDGER).is_file():
+    if not has_ledger(out):
         if (out / RESULTS).exists():
             raise RunDirError(
                 out,

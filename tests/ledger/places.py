@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 from krea_batch.ledger import Ledger
+from krea_batch.ledger.postgres.ledger_address import LedgerAddress
+from krea_batch.ledger.sql_ledger import SqlLedger
 from krea_batch.ledger.sqlite import SqliteLedger
+from tests.ledger.postgres_server import shared_server
+
+if TYPE_CHECKING:
+    from krea_batch.ledger.postgres.postgres_ledger import PostgresLedger
+
+TABLES = (
+    "jobs", "submissions", "runs", "callback_secret", "checkpoint", "results_mark", "found_limit", "rate_events",
+)  # fmt: skip
+
+
+def content_of(ledger: SqlLedger) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the rows of each table, in order: the same for equal ledgers, whatever their database."""
+    return {table: sorted(ledger._rows(f"SELECT * FROM {table}"), key=lambda row: int(row[0])) for table in TABLES}
 
 
 class LedgerPlace(Protocol):
@@ -19,8 +35,8 @@ class LedgerPlace(Protocol):
     def __init__(self, folder: Path) -> None: ...
 
     @staticmethod
-    def new_in_memory() -> Ledger:
-        """Return an empty ledger that takes no time to create, beside the place."""
+    def new_empty() -> Ledger:
+        """Return an empty ledger, beside the place."""
         ...
 
     def open(self) -> Ledger: ...
@@ -37,7 +53,7 @@ class SqlitePlace:
         self.path = folder / "ledger.db"
 
     @staticmethod
-    def new_in_memory() -> Ledger:
+    def new_empty() -> Ledger:
         return SqliteLedger.empty(Path("ledger.db"))
 
     def open(self) -> Ledger:
@@ -48,8 +64,32 @@ class SqlitePlace:
             return list(connection.iterdump())
 
 
-PLACES: dict[str, type[LedgerPlace]] = {"sqlite": SqlitePlace}
-each_empty_ledger = pytest.mark.parametrize(
-    "new_ledger", [place.new_in_memory for place in PLACES.values()], ids=PLACES
-)
+class PostgresPlace:
+    """A batch in the database of the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "ledger.toml"
+        self.server = shared_server()
+        self.batch = f"test-{next(_numbers)}"
+
+    @staticmethod
+    def new_empty() -> Ledger:
+        return PostgresPlace(Path()).open()
+
+    def open(self, *, read_only: bool = False) -> PostgresLedger:
+        from krea_batch.ledger.postgres.postgres_ledger import PostgresLedger
+
+        address = LedgerAddress(self.server.url, self.batch)
+        return PostgresLedger.open(self.path, address, read_only=read_only)
+
+    def dump(self) -> list[str]:
+        with closing(self.open(read_only=True)) as reader:
+            (content,) = reader.read(content_of)
+        return [f"{table} {row}" for table, rows in content.items() for row in rows]
+
+
+_numbers = count(1)
+
+PLACES: dict[str, type[LedgerPlace]] = {"sqlite": SqlitePlace, "postgres": PostgresPlace}
+each_empty_ledger = pytest.mark.parametrize("new_ledger", [place.new_empty for place in PLACES.values()], ids=PLACES)
 """Runs a test with an empty ledger of each implementation."""

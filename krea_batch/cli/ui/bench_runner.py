@@ -43,7 +43,7 @@ from krea_batch.engine.child_process import forget_key
 from krea_batch.errors import InputError, SettingsError
 from krea_batch.settings import AUTO, Settings
 from krea_batch.storage.outputs import check_output
-from krea_batch.storage.run_dir import LEDGER
+from krea_batch.storage.run_dir import has_ledger
 from krea_batch.testing.simulator.request_limits import parse_limit
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _confirm_charges(cases: list[Case], options: dict[str, Any]) -> bool:
 def _charged_or_unknown(case: Case) -> int:
     """Return how many images of a case have been or may have been charged."""
     out = Path(case.out)
-    if not (out / LEDGER).is_file():
+    if not has_ledger(out):
         return 0
     charges = RunTotals.read(out).charges
     return charges.charged + charges.unknown

@@ -36,7 +36,7 @@ from krea_batch.gateway.url_policy import check_networks
 from krea_batch.ledger import read_ledger
 from krea_batch.ledger.sqlite import SQLITE_VERSION
 from krea_batch.settings import KEY_VARIABLE, Settings
-from krea_batch.storage.run_dir import LEDGER, RunDir
+from krea_batch.storage.run_dir import RunDir, has_ledger
 
 TYPICAL_IMAGE_BYTES = 2_000_000  # chosen: the size of a one-megapixel image, rounded up
 MIN_FREE_IMAGES = 500  # chosen: warn below this
@@ -51,6 +51,7 @@ EXTRAS = {
     "metrics": "prometheus_client",
     "otel": "opentelemetry",
     "parquet": "pyarrow",
+    "postgres": "psycopg",
     "sheets": "python_calamine",
     "yaml": "yaml",
     "fast": "uvloop",
@@ -106,7 +107,7 @@ def _check_gateway(out: Path, gateway: str, allow_networks: Sequence[str]) -> li
 
 def _known_cdn_hosts(out: Path) -> list[str]:
     """Return the hosts from which images of the run came, if there is a run that can be read."""
-    if not (out / LEDGER).is_file():
+    if not has_ledger(out):
         return []
     try:
         with read_ledger(out) as store:

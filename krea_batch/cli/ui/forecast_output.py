@@ -18,7 +18,7 @@ from krea_batch.ledger import LedgerReader, read_ledger
 from krea_batch.rules.lifecycle import count_ended
 from krea_batch.settings import Rate, Settings
 from krea_batch.sources import CheckResult
-from krea_batch.storage.run_dir import LEDGER, require_run
+from krea_batch.storage.run_dir import has_ledger, require_run
 
 MAX_LATENCY_SAMPLES = 5000  # chosen: enough for a stable distribution
 
@@ -66,7 +66,7 @@ def _latencies_of_run(out: Path) -> tuple[Latencies, float]:
 
 def remaining_jobs(checked: CheckResult, out: Path | None) -> int:
     """Return how many jobs a run has to do: those that are not in the run directory, and its unfinished ones."""
-    if out is None or not (out / LEDGER).is_file():
+    if out is None or not has_ledger(out):
         return checked.jobs
     with read_ledger(out) as store:
         (counts,) = store.read(LedgerReader.counts)
@@ -123,7 +123,7 @@ def confirm_charges(result: Forecast | None, options: dict[str, Any]) -> bool:
 
 def _run_with_latencies(out: Path) -> Path | None:
     """Return the run directory if it has latencies to learn from."""
-    if not (out / LEDGER).is_file():
+    if not has_ledger(out):
         return None
     with read_ledger(out) as store:
         (samples,) = store.read(lambda store: store.latencies(1))

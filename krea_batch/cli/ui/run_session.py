@@ -45,7 +45,13 @@ from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import CheckResult, JobFiles
 from krea_batch.sources.moved_rows import RecordedJobs
 from krea_batch.storage.outputs import open_for_append
-from krea_batch.storage.run_dir import DUPLICATES, LEDGER, SIMULATOR_STATE_FILE, create_directory, unusable_directory
+from krea_batch.storage.run_dir import (
+    DUPLICATES,
+    SIMULATOR_STATE_FILE,
+    create_directory,
+    has_ledger,
+    unusable_directory,
+)
 
 STATE_FILE_START = b'{"request_id":"'  # of each line; see `krea_batch.testing.simulator.job_log.LoggedJob`
 MAX_REPEATED_PROBLEMS = 5  # chosen: more lines with the same problem add nothing
@@ -87,7 +93,7 @@ def find_key(key_file: str | None) -> ApiKey:
 def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet: bool) -> CheckResult:
     """Check every line before anything is charged. Raises JobFileError for invalid lines, unless they are skipped."""
     with ExitStack() as stack:
-        store = stack.enter_context(read_ledger(settings.out)) if (settings.out / LEDGER).is_file() else None
+        store = stack.enter_context(read_ledger(settings.out)) if has_ledger(settings.out) else None
         if store:
             files.resume_from(*store.read(LedgerReader.checkpoint))
         with CheckProgress(quiet=quiet) as progress:
@@ -205,7 +211,7 @@ class RunSession:
         self._display = make_display(quiet=options["quiet"])
         self._announcer = EventAnnouncer(self._display.say, jobs=0 if options["quiet"] else checked.jobs)
         self._recent_errors = RecentErrors()
-        before = RunTotals.read(settings.out).counts if (settings.out / LEDGER).is_file() else {}
+        before = RunTotals.read(settings.out).counts if has_ledger(settings.out) else {}
         self._succeeded_before = before.get(State.SUCCEEDED, 0)
         recorded = sum(before.values())
         self._total = recorded + max(0, checked.jobs - checked.recorded)  # that the run directory will have
