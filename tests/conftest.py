@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.postgres_server import remove_shared_server
 from tests.processes import (
     MEMORY,
     RunningSimulator,
@@ -47,6 +48,13 @@ def pytest_collection_finish() -> None:
     """Exclude modules and tests from garbage collection. Otherwise each full collection takes 0.1 s."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_database_server_is_left() -> Iterator[None]:
+    """Remove the database server, if a test has started it."""
+    yield
+    remove_shared_server()
 
 
 @pytest.fixture

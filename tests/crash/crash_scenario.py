@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import threading
@@ -108,8 +109,8 @@ class CrashScenario:
         posts = [post for post in self.simulator.admin_request("/ledger")["posts"] if post["charged"]]
         charges = Counter(post["body"]["prompt"] for post in posts)
         assert max(charges.values(), default=0) <= 1, f"charged twice: {charges.most_common(3)}"
-        sql = "SELECT s.request_id, json_extract(body, '$.prompt') FROM submissions s JOIN jobs USING (job_no)"
-        recorded = {request_id: prompt for request_id, prompt in self.query(sql) if request_id}
+        sql = "SELECT s.request_id, body FROM submissions s JOIN jobs USING (job_no)"
+        recorded = {request_id: json.loads(body)["prompt"] for request_id, body in self.query(sql) if request_id}
         status_of = {row["request"]["prompt"]: row["status"] for row in result_rows(self.out)}
         assert len(status_of) == self.count
         for post in posts:

@@ -7,14 +7,6 @@ import pytest
 
 from krea_batch.ledger import Ledger
 from tests.ledger.places import PLACES, LedgerPlace
-from tests.ledger.postgres_server import remove_shared_server
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_server_is_left() -> Iterator[None]:
-    """Stop the database server, if a test has started it."""
-    yield
-    remove_shared_server()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from krea_batch.ledger import Ledger
 from krea_batch.ledger.postgres.ledger_address import LedgerAddress
 from krea_batch.ledger.sql_ledger import SqlLedger
 from krea_batch.ledger.sqlite import SqliteLedger
-from tests.ledger.postgres_server import shared_server
+from tests.postgres_server import shared_server
 
 if TYPE_CHECKING:
     from krea_batch.ledger.postgres.postgres_ledger import PostgresLedger

@@ -21,7 +21,7 @@ from krea_batch.ledger.postgres.ledger_address import LedgerAddress, read_addres
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.ledger.writer import Operation, commit
 from tests.ledger.operations import METADATA, REQUEST_BODY, STORE_ERROR, accept, apply_all, finish, intent
-from tests.ledger.postgres_server import PostgresServer, find_programs, shared_server
+from tests.postgres_server import PostgresServer, find_programs, shared_server
 from tests.processes import PROCESS_TIMEOUT_S
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed, so no test of PostgreSQL runs")
@@ -198,7 +198,7 @@ def test_a_database_that_forgets(server: PostgresServer, store: PostgresLedger) 
 
 
 def test_an_error_of_a_statement_is_not_waited_for(store: PostgresLedger) -> None:
-    """An error that will not pass is raised immediately, with its own message, and the ledger can be used afterwards."""
+    """An error that will not pass is raised immediately, with its message, and the ledger works afterwards."""
     with pytest.raises(LedgerError, match="no_such_table"):
         store.transaction(lambda ledger: store._execute("DELETE FROM no_such_table"))
     with pytest.raises(LedgerError, match="no_such_table"):

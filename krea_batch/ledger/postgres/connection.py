@@ -6,6 +6,7 @@ prepared statements, and each transaction sets what it needs.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import psycopg
@@ -17,6 +18,10 @@ STATEMENT_TIMEOUT_S = 10  # chosen: a statement takes milliseconds; in the way a
 IDLE_TIMEOUT_S = 10  # chosen: a process that stands still within a transaction keeps the others out for so long
 CONNECT_TIMEOUT_S = 10  # chosen: many times what a network takes
 NETWORK_TIMEOUT_S = 10  # chosen: data that no answer confirms for so long is lost
+
+# psycopg warns of a pipeline that ends with a lost connection. Without this, Python would print that to stderr; what
+# krea-batch does about it, it logs itself.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 _DEFAULTS = {
     "connect_timeout": CONNECT_TIMEOUT_S,
