@@ -220,7 +220,7 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
     run_dir = RunDir(settings.out)
     await _lock(run_dir, shared=settings.shared)
     stack.callback(run_dir.unlock)
-    ledger = await open_ledger(run_dir.path, alone=run_dir.is_alone)
+    ledger = await open_ledger(run_dir.path, alone=run_dir.is_alone, shared=settings.shared)
     stack.push_async_callback(ledger.close)
     if settings.shared:
         run_dir.share()

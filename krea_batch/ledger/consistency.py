@@ -21,7 +21,7 @@ import msgspec
 from krea_batch.errors import RunDirError
 from krea_batch.jobs import State
 from krea_batch.ledger.adoption import adopt_spill
-from krea_batch.ledger.opening import open_for_changes, read_if_any
+from krea_batch.ledger.opening import is_in_database, open_for_changes, read_if_any
 from krea_batch.ledger.protocol import Ledger, LedgerReader
 from krea_batch.ledger.rows import KnownJob
 from krea_batch.ledger.writer import LedgerWriter
@@ -51,9 +51,9 @@ class RowHead(msgspec.Struct, frozen=True):
 _read_head = msgspec.json.Decoder(RowHead).decode
 
 
-async def open_ledger(out: Path, *, alone: bool) -> LedgerWriter:
+async def open_ledger(out: Path, *, alone: bool, shared: bool) -> LedgerWriter:
     """Call `open_checked` in a thread, and return a writer for use on this event loop."""
-    opening = asyncio.get_running_loop().run_in_executor(None, partial(open_checked, out, alone=alone))
+    opening = asyncio.get_running_loop().run_in_executor(None, partial(open_checked, out, alone=alone, shared=shared))
     try:
         return LedgerWriter(await run_to_completion(opening))
     except asyncio.CancelledError:
@@ -62,11 +62,12 @@ async def open_ledger(out: Path, *, alone: bool) -> LedgerWriter:
         raise
 
 
-def open_checked(out: Path, *, alone: bool = True) -> Ledger:
+def open_checked(out: Path, *, alone: bool = True, shared: bool = False) -> Ledger:
     """Check the run directory, which is locked, and open its ledger.
 
     With `alone`, no other process has the directory: the request_ids are recorded that the ledger could not take, and
-    all runs that have not ended are fenced, since their processes were killed. Raises RunDirError as `check_run_dir`
+    all runs that have not ended are fenced, since their processes were killed. With `shared`, a ledger in a database
+    may have runs on other machines, which are not fenced here. Raises RunDirError as `check_run_dir`
     does, LedgerError, and OSError. Blocks.
     """
     check_run_dir(out)
@@ -74,6 +75,7 @@ def open_checked(out: Path, *, alone: bool = True) -> Ledger:
     try:
         if alone:
             adopt_spill(ledger, out)
+        if alone and not (shared and is_in_database(out)):
             # A POST without a result may be charged, so its job must be ambiguous before anything is decided.
             ledger.transaction(Ledger.fence_others)
     except BaseException:

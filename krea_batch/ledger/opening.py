@@ -24,6 +24,11 @@ def open_for_changes(out: Path) -> Ledger:
     return SqliteLedger.open(out / LEDGER)
 
 
+def is_in_database(out: Path) -> bool:
+    """Return whether the ledger of a run directory is in a database, which other machines can use as well."""
+    return (out / LEDGER_ADDRESS).exists()
+
+
 def read_ledger(out: Path) -> AbstractContextManager[LedgerReader]:
     """Open the ledger of a run directory for reading, until the context is left. Raises RunDirError.
 

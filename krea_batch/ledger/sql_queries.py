@@ -135,7 +135,7 @@ class SqlQueries(ABC):
             f" FROM runs LEFT JOIN (SELECT run_no, state FROM jobs WHERE {OPEN_JOBS}) USING (run_no)"
             f" WHERE {LIVE_RUNS} GROUP BY run_no ORDER BY run_no"
         )
-        return [LiveRun(*row) for row in self._sql.execute(sql)]
+        return [LiveRun(*row) for row in self._rows(sql)]
 
     def gateway(self) -> str | None:
         row = self._row("SELECT gateway FROM runs ORDER BY run_no DESC LIMIT 1")

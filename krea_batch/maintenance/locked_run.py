@@ -40,8 +40,8 @@ class LockedRun:
             run_dir = RunDir(self._out)
             run_dir.lock(shared=True)
             stack.callback(run_dir.unlock)
-            self.is_alone = run_dir.is_alone
-            self._store = open_checked(self._out, alone=self.is_alone)
+            self._store = open_checked(self._out, alone=run_dir.is_alone, shared=True)
+            self.is_alone = run_dir.is_alone and not self._store.live_runs()
             stack.callback(self._store.close)
             self._stack = stack.pop_all()
         return self

@@ -145,6 +145,8 @@ def test_jobs_of_a_run_of_its_own(ledger: Ledger, other: Ledger) -> None:
     assert not apply_all(other, lambda ledger: ledger.enqueue(*record, free=True))
     assert apply_all(other, claim(PENDING)) == []
     assert apply_all(ledger, claim(PENDING)) == []
+    apply_all(ledger, intent("b"), accept(2))
+    assert apply_all(other, claim(ACCEPTED)) == []
 
 
 def test_the_jobs_of_an_ended_run_are_free(ledger: Ledger, other: Ledger) -> None:

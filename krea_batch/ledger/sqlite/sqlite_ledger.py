@@ -140,9 +140,9 @@ class SqliteLedger(SqlLedger):
         job_nos = dict(
             self._fetch_rows(
                 "INSERT INTO jobs (job_id, state, body, fingerprint, metadata, submitted_at, tenant, image_name,"
-                " attempts)"
-                " SELECT column1, 'submitting', column2, column3, column4, column5, column6, nullif(column7, ''), 1"
-                " FROM {rows} WHERE column1 IS NOT NULL"
+                " attempts, run_no)"
+                " SELECT column1, 'submitting', column2, column3, column4, column5, column6, nullif(column7, ''), 1,"
+                f" {self._run_no or 'NULL'} FROM {{rows}} WHERE column1 IS NOT NULL"
                 " ON CONFLICT (job_id) DO UPDATE SET state = 'submitting', attempts = attempts + 1,"
                 " submitted_at = excluded.submitted_at"
                 " WHERE state = 'pending' AND fingerprint = excluded.fingerprint RETURNING job_id, job_no",
