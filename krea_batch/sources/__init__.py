@@ -10,7 +10,8 @@ selection      the first jobs, or a sample of them
 parser         makes the jobs of a row: one, or as many as its sweep has
 sweep          combinations of field values
 template       prompts made from columns
-prompt_syntax  recognises the syntax of other tools in prompts, and reads arguments of A1111 and Midjourney
+prompt_recognition  recognises prompts for other tools, and rows that are probably no prompts
+prompt_syntax  reads the arguments and the emphasis of A1111 and Midjourney in prompts
 dynamic_prompts  expands {a|b} and __name__
 dedupe         counts jobs whose request repeats an earlier one, or drops them
 duplicates_file  the jobs that were dropped, as a file of the run directory

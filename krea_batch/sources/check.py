@@ -30,7 +30,7 @@ from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.moved_rows import RecordedJobs, RowIds, assign_ids
 from krea_batch.sources.options import Format
 from krea_batch.sources.parser import RowParser
-from krea_batch.sources.prompt_syntax import SyntaxCounter, SyntaxFinding
+from krea_batch.sources.prompt_recognition import SyntaxCounter, SyntaxFinding, may_have_syntax
 
 MAX_PROBLEMS_KEPT = 100  # chosen: more than a user reads; `on_problem` gets all
 MAX_NOTES_KEPT = 100  # chosen: one per mistyped name
@@ -248,19 +248,8 @@ class Check:
                     self._report(number, error)
                 continue
             self._rows += 1
-            if count_syntax:
-                prompt = jobs[0].prompt
-                # A prompt without these characters has no such syntax. Examining every prompt takes ten times longer.
-                if (
-                    prompt[0] == "/"
-                    or "-" in prompt
-                    or "_" in prompt
-                    or "{" in prompt
-                    or ":" in prompt
-                    or "—" in prompt
-                    or "–" in prompt
-                ):
-                    self._syntax.add(number, prompt, is_line=is_line)
+            if count_syntax and may_have_syntax(jobs[0].prompt):
+                self._syntax.add(number, jobs[0].prompt, is_line=is_line)
             yield number, jobs
             if unknown_fields:
                 self._note_unknown_fields(number)

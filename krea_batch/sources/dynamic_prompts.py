@@ -15,6 +15,7 @@ from random import Random
 
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources.json_errors import quoted
+from krea_batch.sources.prompt_recognition import is_placeholder
 
 PROMPT_CHOICES = "prompt_choices"
 """Key of the metadata: what was chosen, in the order of the prompt."""
@@ -92,6 +93,9 @@ class _Expansion:
         count = _COUNT.match(body)
         options = _split_options(body[count.end() :] if count else body)
         if not count:
+            if is_placeholder(f"{{{body}}}"):
+                hint = f"fill it in, write a second option: {{{body}|…}}, or write \\{{ and \\}} for braces"
+                raise JobError(f"{{{body}}} has only one option", hint)
             return self._choose(options, depth)
         if len(options) == 1 and (wildcard := _SPECIAL.fullmatch(options[0].strip())) and wildcard[2]:
             options = list(self._values(wildcard[2]))

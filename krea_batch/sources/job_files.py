@@ -36,7 +36,7 @@ from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.moved_rows import RecordedJobs, RowIds
 from krea_batch.sources.options import Format, InputOptions
 from krea_batch.sources.parser import RowParser
-from krea_batch.sources.prompt_syntax import SyntaxCounter
+from krea_batch.sources.prompt_recognition import SyntaxCounter
 from krea_batch.sources.reference_paths import ReferencePaths
 from krea_batch.sources.selection import Selection
 from krea_batch.storage.reference_files import content_names

@@ -22,7 +22,8 @@ from krea_batch.sources.formats.jsonl import JsonlParser, id_of
 from krea_batch.sources.inputs import Row
 from krea_batch.sources.json_errors import parse_object, quoted
 from krea_batch.sources.options import InputOptions, PromptSyntax
-from krea_batch.sources.prompt_syntax import ORIGINAL_PROMPT, ArgumentReader, add_metadata, recognise
+from krea_batch.sources.prompt_recognition import is_dynamic
+from krea_batch.sources.prompt_syntax import ORIGINAL_PROMPT, ArgumentReader, add_metadata
 from krea_batch.sources.reference_paths import ReferencePaths
 from krea_batch.sources.sweep import REPEAT, Axis, Combination, check_axis_names, combinations, make_axis
 from krea_batch.sources.template import Template
@@ -148,9 +149,7 @@ class RowParser:
     def _expand(self, number: int, fields: dict[str, Any]) -> None:
         """Expand a dynamic prompt. The choices depend on the id, so that they are the same in each reading."""
         prompt, metadata = fields.get("prompt"), fields.get("metadata")
-        if not isinstance(prompt, str) or not isinstance(metadata, dict):
-            return
-        if all(syntax is not PromptSyntax.DYNAMIC for syntax, _ in recognise(prompt)):
+        if not isinstance(prompt, str) or not isinstance(metadata, dict) or not is_dynamic(prompt):
             return
         job_id = fields.get("id")
         text, choices = expand(prompt, str(job_id or default_id(number)), self._wildcards)

@@ -1,55 +1,37 @@
-"""Recognises the prompt syntax of other tools, and reads the arguments that A1111 and Midjourney write into prompts.
+"""Reads what A1111 and Midjourney write into prompts: arguments, weights and networks.
 
-The API takes a prompt word for word, so an argument in it is paid for as text. Recognition prefers a false alarm to
-a missed one, because `--prompt-syntax plain` answers a false alarm. `dynamic_prompts` expands `{a|b}` and `__name__`.
+`prompt_recognition` finds the prompts that have this syntax. `dynamic_prompts` expands `{a|b}` and `__name__`.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
-
-import msgspec
 
 from krea_batch.errors import JobError
 from krea_batch.jobs import ASPECT_RATIOS
 from krea_batch.sources.json_errors import quoted
-from krea_batch.sources.options import InputOptions, PromptSyntax
+from krea_batch.sources.options import PromptSyntax
+from krea_batch.sources.prompt_recognition import (
+    ARGUMENT,
+    BREAK,
+    EDITING,
+    EMPHASIS,
+    ESCAPE,
+    IMAGINE,
+    INFO_LINE,
+    NETWORK,
+    WEIGHT,
+)
 
 ORIGINAL_PROMPT = "original_prompt"
 PROMPT_ARGUMENTS = "prompt_arguments"
 """Keys of the metadata: the prompt as it was in the file, and the arguments that the API does not have."""
 
-SEPARATOR = "separator"
-"""The finding of lines such as ---, which separate prompts of several lines."""
-
 MAX_NESTED_WEIGHTS = 10  # chosen: real prompts have three
-MAX_EXAMPLE_CHARS = 40  # chosen: enough to recognise the place
 
-# Word processors turn two hyphens into a dash, so Midjourney prompts are often pasted with one.
-_MIDJOURNEY_NAMES = (
-    "ar|aspect|chaos|c|no|quality|q|seed|stop|style|stylize|s|tile|version|v|niji|weird|w|raw|iw|sref|sw|sv|cref|cw"
-    "|oref|ow|repeat|r|video|fast|relax|turbo|draft|exp|profile|p|hd|sameseed|upbeta|uplight|test|testp|creative"
-)
-_DYNAMIC = re.compile(r"\{[^{}]*\||\{\d{0,4}-?\d{0,4}\$\$|__[A-Za-z0-9*][\w*./-]*?__|\$\{\w+\W")
-_ARGUMENT = re.compile(rf"(?:^|\s)(?:--[A-Za-z][\w-]*|[—–](?:{_MIDJOURNEY_NAMES})(?=\s|$))", re.IGNORECASE)
-_A1111_ARGUMENT = re.compile(
-    r"(?:^|\s)--(?:prompt|negative[_-]prompt|prompt_for_display|steps|cfg[_-]scale|sampler[_-](?:name|index)|width"
-    r"|height|batch[_-]size|n_iter|restore_faces|tiling|subseed(?:_strength)?|seed_resize_from_[hw]|sd_model|styles"
-    r"|outpath_(?:samples|grids)|do_not_save_(?:samples|grid))(?=[\s=]|$)"
-)
-_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>")
-_WEIGHT = re.compile(r"\(([^()]+):\d*\.\d+\)")
-_INFO_LINE = re.compile(r"^(?:Negative prompt:|Steps: \d+,)", re.MULTILINE)
-_MULTI_PROMPT = re.compile(r"\S{1,30}::(?:-?\d|\s|$)")
-_PERMUTATION = re.compile(r"\{[^{}|:\",]+,[^{}|:\"]+\}")
-
-_SEPARATOR_LINE = re.compile(r"\s*([-=*~_#])\1{2,}\s*")
-
-_IMAGINE = re.compile(r"/imagine\s+(?:prompt\s*:?\s*)?", re.IGNORECASE)  # of Discord
 _QUOTED = re.compile(r"\s*\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 _INFO_VALUE = re.compile(r"([\w ./-]{1,60}):\s*(\"(?:[^\"\\]|\\.)*\"|[^,]*)(?:,|$)")
 _TEXT_ARGUMENTS = (
@@ -59,81 +41,9 @@ _TEXT_ARGUMENTS = (
 """Arguments whose value may have several words. Words after any other value would be lost, so they are an error."""
 _RATIO_NAMES = ("ar", "aspect", "aspect_ratio")
 _RANDOM_SEED = "-1"  # of A1111
-
-
-class SyntaxFinding(msgspec.Struct, frozen=True):
-    """Rows that have one syntax which no option reads: how many, and the first, with what was recognised in it.
-
-    `syntax` is a PromptSyntax, or "separator" for lines such as --- in a text file.
-    """
-
-    syntax: str
-    rows: int
-    path: str
-    line: int
-    example: str
-
-
-def recognise(prompt: str) -> Iterator[tuple[PromptSyntax, str]]:
-    """Yield each syntax that the prompt seems to have, with the text that it was recognised by."""
-    if "{" in prompt or "__" in prompt:
-        if match := _DYNAMIC.search(prompt):
-            yield PromptSyntax.DYNAMIC, _example(prompt, match)
-        elif match := _PERMUTATION.search(prompt):
-            yield PromptSyntax.MIDJOURNEY, _example(prompt, match)
-            return
-    if match := _a1111_match(prompt):
-        yield PromptSyntax.A1111, _example(prompt, match)
-    elif match := _midjourney_match(prompt):
-        yield PromptSyntax.MIDJOURNEY, _example(prompt, match)
-
-
-def _a1111_match(prompt: str) -> re.Match[str] | None:
-    if ":" in prompt:
-        for pattern in (_NETWORK, _WEIGHT, _INFO_LINE):
-            if match := pattern.search(prompt):
-                return match
-    return _A1111_ARGUMENT.search(prompt) if "--" in prompt else None
-
-
-def _midjourney_match(prompt: str) -> re.Match[str] | None:
-    if prompt[0] == "/" and (match := _IMAGINE.match(prompt)):
-        return match
-    may_have_arguments = "--" in prompt or "—" in prompt or "–" in prompt
-    if may_have_arguments and (match := _ARGUMENT.search(prompt)):
-        return match
-    return _MULTI_PROMPT.search(prompt) if "::" in prompt else None
-
-
-def _example(prompt: str, match: re.Match[str]) -> str:
-    start = match.start() + (len(match[0]) - len(match[0].lstrip()))
-    return prompt[start : start + MAX_EXAMPLE_CHARS].splitlines()[0]
-
-
-class SyntaxCounter:
-    """Counts the rows of a check whose prompts have a syntax that no option reads."""
-
-    def __init__(self, options: InputOptions) -> None:
-        self.is_off = PromptSyntax.PLAIN in options.prompt_syntax
-        self.first_rows: dict[str, tuple[int, str]] = {}  # by syntax: number and example
-        self._counts: dict[str, int] = {}
-        self._expects_separators = options.text_unit is None and not options.separator
-
-    def add(self, number: int, prompt: str, *, is_line: bool) -> None:
-        """Count the row for each syntax in its prompt. `is_line`: the prompt is a line of a text file."""
-        if is_line and self._expects_separators and _SEPARATOR_LINE.fullmatch(prompt):
-            self._count(number, SEPARATOR, prompt.strip())
-        else:
-            for syntax, example in recognise(prompt):
-                self._count(number, syntax, example)
-
-    def finding(self, syntax: str, path: str, line: int) -> SyntaxFinding:
-        """Return the finding of a syntax in `first_rows`, whose first row is at this place."""
-        return SyntaxFinding(syntax, self._counts[syntax], path, line, self.first_rows[syntax][1])
-
-    def _count(self, number: int, syntax: str, example: str) -> None:
-        self._counts[syntax] = self._counts.get(syntax, 0) + 1
-        self.first_rows.setdefault(syntax, (number, example))
+# Parentheses and brackets with a backslash before them are part of the text: "a hat \\(of felt\\)".
+_ESCAPED = {"(": "\ue000", ")": "\ue001", "[": "\ue002", "]": "\ue003"}  # private-use characters of Unicode
+_UNESCAPED = {ord(code): char for char, code in _ESCAPED.items()}
 
 
 class ArgumentReader:
@@ -149,14 +59,14 @@ class ArgumentReader:
         prompt, metadata = fields.get("prompt"), fields.get("metadata")
         if not isinstance(prompt, str) or not isinstance(metadata, dict) or not prompt:
             return
-        text = _IMAGINE.sub("", prompt, count=1) if self._reads_midjourney and prompt[0] == "/" else prompt
+        text = IMAGINE.sub("", prompt, count=1) if self._reads_midjourney and prompt[0] == "/" else prompt
         arguments: dict[str, str] = {}
-        if self._reads_a1111 and _INFO_LINE.search(text):
+        if self._reads_a1111 and INFO_LINE.search(text):
             text, arguments = _read_info(text)
-        elif (self._reads_a1111 or self._reads_midjourney) and _ARGUMENT.search(text):
+        elif (self._reads_a1111 or self._reads_midjourney) and ARGUMENT.search(text):
             text, arguments = _read_arguments(text)
         if self._reads_a1111:
-            text, networks = _without_networks(text)
+            text, networks = _without_emphasis(text)
             if networks:
                 arguments["networks"] = " ".join(networks)
         if text == prompt:
@@ -191,7 +101,7 @@ def add_metadata(metadata: dict[str, Any], name: str, value: object) -> None:
 
 def _read_arguments(text: str) -> tuple[str, dict[str, str]]:
     """Return the prompt and the other arguments of a line. Raises JobError."""
-    match = _ARGUMENT.search(text)
+    match = ARGUMENT.search(text)
     before = text[: match.start()].strip() if match else text
     arguments: dict[str, str] = {}
     while match:
@@ -200,7 +110,7 @@ def _read_arguments(text: str) -> tuple[str, dict[str, str]]:
             raise JobError(f"--{name} is given twice", "keep one of them")
         start = match.end() + text.startswith("=", match.end())
         quoted_value = _QUOTED.match(text, start)
-        match = _ARGUMENT.search(text, quoted_value.end() if quoted_value else start)
+        match = ARGUMENT.search(text, quoted_value.end() if quoted_value else start)
         value = _unquote(text[start : match.start() if match else len(text)].strip(), name)
         arguments[name] = value
         if len(value.split()) > 1 and name not in _TEXT_ARGUMENTS:
@@ -233,7 +143,7 @@ def _read_info(text: str) -> tuple[str, dict[str, str]]:
         if line.startswith("Negative prompt:"):
             part = "negative_prompt"
             parts[part] = [line.removeprefix("Negative prompt:")]
-        elif _INFO_LINE.match(line):
+        elif INFO_LINE.match(line):
             for match in _INFO_VALUE.finditer(line):
                 arguments[match[1].strip().lower().replace(" ", "_")] = match[2].strip()
         else:
@@ -245,16 +155,24 @@ def _read_info(text: str) -> tuple[str, dict[str, str]]:
     return prompt, texts | arguments
 
 
-def _without_networks(text: str) -> tuple[str, list[str]]:
-    """Return the text without `<lora:…>` and without the numbers of `(word:1.2)`, and the former."""
-    networks = _NETWORK.findall(text)
+def _without_emphasis(text: str) -> tuple[str, list[str]]:
+    """Return the text without `<lora:…>`, BREAK and the emphasis of `((word))` and `(word:1.2)`, and the former.
+
+    Raises JobError for `[cat:dog:0.5]` and `[cat|dog]`.
+    """
+    if match := EDITING.search(text):
+        problem = f"{quoted(match[0])} changes the prompt while an image is generated, which the API cannot do"
+        raise JobError(problem, "write one of its parts")
+    text = ESCAPE.sub(lambda match: _ESCAPED[match[1]], text)
+    for pattern in (WEIGHT, EMPHASIS):
+        for _ in range(MAX_NESTED_WEIGHTS):
+            text, count = pattern.subn(lambda match: match[match.lastindex or 0].strip(), text)
+            if not count:
+                break
+    networks = NETWORK.findall(text)
     if networks:
-        text = re.sub(r"[ ,]{0,4}" + _NETWORK.pattern, "", text).strip(" ,")
-    for _ in range(MAX_NESTED_WEIGHTS):
-        text, count = _WEIGHT.subn(r"\1", text)
-        if not count:
-            break
-    return text, networks
+        text = re.sub(rf"[ ,]{{0,4}}(?:{NETWORK.pattern})", "", text).strip(" ,")
+    return BREAK.sub(", ", text).translate(_UNESCAPED), networks
 
 
 def _take_seed(arguments: dict[str, str]) -> int | None:

@@ -412,6 +412,110 @@ SYNTAX: tuple[MessageCase, ...] = (
         "--prompt-syntax dynamic",
         only_run=True,
     ),
+    MessageCase(
+        message="a.txt:1: nothing was submitted, since 1 of 1 row has a placeholder; "
+        "--prompt-template 'a {color} kite' "
+        "fills in the columns of a table, or values of --sweep color=red,blue, "
+        "--prompt-syntax plain sends prompts as "
+        "they are",
+        files={"a.txt": "a {animal}\n", "a.csv": "animal\ncat\ndog\n"},
+        args="a.txt",
+        new_args="a.csv --prompt-template 'a {animal}'",
+        prompts=BOTH,
+        only_run=True,
+    ),
+    option(
+        "a.txt:1: nothing was submitted, since 1 of 1 row has a placeholder; --prompt-template 'a {color} kite' "
+        "fills in the columns of a table, or values of --sweep color=red,blue, "
+        "--prompt-syntax plain sends prompts as "
+        "they are",
+        "a.txt",
+        "a {animal}\n",
+        "",
+        "--prompt-template 'a {animal}' --sweep animal=cat,dog",
+        prompts=BOTH,
+        only_run=True,
+    ),
+    option(
+        "a.txt:1: nothing was submitted, since 1 of 1 row has permutations of Midjourney; write {red|blue} with "
+        "--prompt-syntax dynamic, or a row for each, --prompt-syntax plain sends prompts as they are",
+        "a.txt",
+        "a {red, blue} kite\n",
+        "",
+        "--prompt-syntax plain",
+        prompts=("a {red, blue} kite",),
+        only_run=True,
+    ),
+    file(
+        "a.txt",
+        "a.txt:1: nothing was submitted, since 1 of 1 row has weights (::), which the API does not have; write the "
+        "prompt without them, --prompt-syntax plain sends prompts as they are",
+        "a cat::2\n",
+        "a cat\n",
+        only_run=True,
+    ),
+    file(
+        "a.txt",
+        "a.txt:1: nothing was submitted, since 1 of 1 row has a URL, which the API does not "
+        "open; write what the image "
+        "shows, and put images that show a style into image_style_references, --prompt-syntax plain sends prompts as "
+        "they are",
+        "https://example.com/cat.png\n",
+        "a cat\n",
+        only_run=True,
+    ),
+    file(
+        "a.txt",
+        "a.txt:1: nothing was submitted, since 2 of 2 rows have the name of a file, which the "
+        "API does not open; write "
+        "what the image shows, --prompt-syntax plain sends prompts as they are",
+        "cat.png\ndog.png\n",
+        LIST,
+        prompts=BOTH,
+        only_run=True,
+    ),
+    option(
+        "a.txt:1: nothing was submitted, since 2 of 2 rows have several cells of a table; --input-format tsv "
+        "--no-header reads the first cell as the prompt, and --prompt-column 2 the second, "
+        "--prompt-syntax plain sends "
+        "prompts as they are",
+        "a.txt",
+        "1\ta cat\n2\ta dog\n",
+        "",
+        "--input-format tsv --no-header --prompt-column 2",
+        prompts=BOTH,
+        only_run=True,
+    ),
+    option(
+        "a.txt:1: nothing was submitted, since 2 of 2 rows have several cells of a table; --input-format csv "
+        "--no-header reads the first cell as the prompt, and --prompt-column 2 the second, "
+        "--prompt-syntax plain sends "
+        "prompts as they are",
+        "a.txt",
+        '"a cat",7\n"a dog",8\n',
+        "",
+        "--input-format csv --no-header",
+        prompts=BOTH,
+        only_run=True,
+    ),
+    file(
+        "a.txt",
+        'a.txt:1: "[cat:dog:0.5]" changes the prompt while an image is generated, which the '
+        "API cannot do; write one of "
+        "its parts",
+        "a [cat:dog:0.5]\n",
+        "a cat\n",
+        "--prompt-syntax a1111",
+    ),
+    file(
+        "a.txt",
+        "a.txt:1: {animal} has only one option; fill it in, write a second option: {animal|…}, or write \\{ and \\} "
+        "for braces",
+        "a {big|big} {animal}\n",
+        "a {big|big} cat\n",
+        "--prompt-syntax dynamic",
+        prompts=("a big cat",),
+    ),
     file(
         "a.txt",
         'a.txt:1: no prompt in "--ar 16:9"; write the prompt before the arguments',

@@ -40,7 +40,6 @@ def texts(prompt: str, count: int = 300) -> Counter[str]:
         ("__place/*__", {"Rome", "Bonn", *(f"a {c} {p}" for c in ("Rome", "Bonn") for p in ("street", "square"))}),
         (r"\{a\} {b|c}", {"{a} b", "{a} c"}),
         ("{1::a|0::b}", {"a"}),
-        ("{x}", {"x"}),
     ],
 )
 def test_every_choice_is_made(prompt: str, expected: set[str]) -> None:

@@ -11,7 +11,8 @@ import pytest
 from krea_batch.errors import JobError
 from krea_batch.sources import InputOptions, JobFiles
 from krea_batch.sources.options import PromptSyntax, TextUnit
-from krea_batch.sources.prompt_syntax import ArgumentReader, recognise
+from krea_batch.sources.prompt_recognition import may_have_syntax, recognise
+from krea_batch.sources.prompt_syntax import ArgumentReader
 
 INFO_TEXT = """a red kite, (sky:1.2) <lora:kites:0.8>
 over a field
@@ -40,16 +41,52 @@ RECOGNISED = [
     ("a red kite --v 6 --tile", ["midjourney"]),
     ("a red kite —ar 16:9", ["midjourney"]),
     ("a red kite –no clouds", ["midjourney"]),
-    ("hot:: dog::2", ["midjourney"]),
+    ("hot:: dog::2", ["weight"]),
     ("/imagine prompt: a kite", ["midjourney"]),
     ("/imagine a kite", ["midjourney"]),
     ("/r/kites", []),
-    ("a {red, blue} kite", ["midjourney"]),
+    ("a {red, blue} kite", ["permutation"]),
     ("a {red|blue} kite --ar 16:9", ["dynamic", "midjourney"]),
     ("a well-known kite -- red, at 10:30 (at 16:9)", []),
     ("a kite — red — and --", []),
-    ("{} {x} {{y}} snake_case ____ a::", ["midjourney"]),
-    ("{} {x} {{y}} snake_case ____ <b>: (a:b)", []),
+    ("snake_case ____ a::", ["weight"]),
+    ("snake_case ____ <b>: (a:b)", []),
+    ("a {color} kite", ["placeholder"]),
+    ("a {{ color }} kite", ["placeholder"]),
+    ("a {} kite", ["placeholder"]),
+    ("a {first_name} and {0}", ["placeholder"]),
+    ("a portrait of a [SUBJECT]", ["placeholder"]),
+    ("a {red|blue} {animal}", ["dynamic", "placeholder"]),
+    ('a sign with {"a": 1} and \\{b\\}', []),
+    ("((masterpiece)), a kite", ["a1111"]),
+    ("a (((red kite)))", ["a1111"]),
+    ("a [[blurry]] kite", ["a1111"]),
+    ("a (red:2) kite", ["a1111"]),
+    ("a ( red : 1.3 ) kite", ["a1111"]),
+    ("a ((red kite):1.3)", ["a1111"]),
+    ("a kite \\(series\\)", ["a1111"]),
+    ("a [cat:dog:0.5]", ["a1111"]),
+    ("a [cat::10]", ["a1111"]),
+    ("a [cat:0.5]", ["a1111"]),
+    ("a [cow|horse] in a field", ["a1111"]),
+    ("a blue sky BREAK a red kite", ["a1111"]),
+    ("a blue sky,\nBREAK\nA red kite", ["a1111"]),
+    ("embedding:kites, a kite", ["a1111"]),
+    ("a photo (from 1990), a (black) cat & [sic]", []),
+    ("a clock [12:30:45] (at 10:30), Matthew (5:3), [16:9], [Scene: 1], f((x))", []),
+    ("a smile :-)) and another ((", []),
+    ('a sign that says BREAK in red, "BREAK", COFFEE BREAK room', []),
+    ("https://example.com/kite.png", ["url"]),
+    ("www.example.com/kite", ["url"]),
+    ("https://example.com/kite.png a kite --ar 16:9", ["url", "midjourney"]),
+    ("data:image/png;base64,iVBORw0", ["url"]),
+    ("a poster for https://example.com", []),
+    ("kite.png", ["file_name"]),
+    ("IMG 2024.JPG", ["file_name"]),
+    ("images/a red kite.webp", ["file_name"]),
+    ("C:\\images\\a kite.png", ["file_name"]),
+    ("the icon of a file called kite.png", []),
+    ("a kite, 8k. Nikon f/1.8.", []),
     ("-dash", []),
     ('a sign that says "Note: closed"', []),
 ]
@@ -69,6 +106,24 @@ def read(prompt: str, *syntaxes: PromptSyntax, **fields: Any) -> dict[str, Any]:
 def test_recognised(prompt: str, expected: list[str]) -> None:
     """Syntax of other tools is recognised wherever it is in the prompt; ordinary punctuation is not."""
     assert recognised(prompt) == expected
+    assert may_have_syntax(prompt) or not expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("cat\ta cat on a roof", ["tsv_cells"]),
+        ('"a red kite","16:9"', ["csv_cells"]),
+        ('"a red kite";7', ["csv_cells"]),
+        ("\ta kite\t", []),
+        ('"Yes", "No" on two buttons', []),
+        ('"Hello", says the cat', []),
+    ],
+)
+def test_cells(line: str, expected: list[str]) -> None:
+    """A line of a text file may have cells of a table; a prompt of another format has none."""
+    assert [str(syntax) for syntax, _ in recognise(line, is_line=True)] == expected
+    assert recognised(line) == []
 
 
 def test_a_check_counts_them(tmp_path: Path) -> None:
@@ -102,6 +157,11 @@ def test_a_check_counts_them(tmp_path: Path) -> None:
         ("a kite —ar 32:18 --no red, blue --tile", {"aspect_ratio": "16:9"}, {"no": "red, blue", "tile": ""}),
         ("a kite --ar 235:100", {"prompt": "a kite", "aspect_ratio": "2.35:1"}, None),
         ("a (red:1.3), kite <lora:kites:0.8>", {"prompt": "a red, kite"}, {"networks": "<lora:kites:0.8>"}),
+        ("((best)), a (((red kite))), [[blurry]]", {"prompt": "best, a red kite, blurry"}, None),
+        ("a ((red kite):1.3) (big: 2)", {"prompt": "a red kite big"}, None),
+        ("a (kite \\(of paper\\):1.2)", {"prompt": "a kite (of paper)"}, None),
+        ("a sky, BREAK, a kite BREAK a field", {"prompt": "a sky, a kite, a field"}, None),
+        ("(embedding:kites:1.2), a kite", {"prompt": "a kite"}, {"networks": "embedding:kites"}),
         (
             INFO_TEXT,
             {"prompt": "a red kite, sky\nover a field", "seed": 42, "aspect_ratio": "3:2"},
@@ -144,6 +204,12 @@ def test_a_prompt_without_arguments() -> None:
         ("--seed 7", 'no prompt in "--seed 7"', "write the prompt before the arguments"),
         ("a car --prompt a kite", 'both "a car" and --prompt are given', "keep one of them"),
         ("Steps: 20, Seed: 7", "has no prompt", "--whole-file"),
+        (
+            "a [cat:dog:0.5]",
+            '"[cat:dog:0.5]" changes the prompt while an image is generated',
+            "write one of its parts",
+        ),
+        ("a [cat|dog]", '"[cat|dog]" changes the prompt', "write one of its parts"),
     ],
 )
 def test_invalid_arguments(prompt: str, problem: str, hint: str) -> None:
@@ -177,6 +243,14 @@ def test_midjourney_leaves_weights() -> None:
         "a --no" + " " * 10**6 + ".",
         "__a/" * 250_000,
         "{" * 10**6,
+        "[a" + ":" * 10**6,
+        "[a|" * 300_000,
+        "((" + "a" * 10**6,
+        "(a:" + " " * 10**6,
+        "a " * 500_000 + "BREAK",
+        "[A" + "A " * 500_000,
+        "a/" * 500_000 + ".pn",
+        '"' * 10**6,
     ],
     ids=lambda text: text[:4],
 )

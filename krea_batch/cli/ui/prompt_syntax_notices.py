@@ -1,4 +1,4 @@
-"""Notices and questions about prompts with the syntax of other tools, before anything is charged."""
+"""Notices and questions about prompts for other tools, and about rows that are no prompts, before any charge."""
 
 from __future__ import annotations
 
@@ -11,18 +11,29 @@ from krea_batch.cli.ui.formatting import pluralize, say
 
 if TYPE_CHECKING:
     from krea_batch.sources import CheckResult
-    from krea_batch.sources.prompt_syntax import SyntaxFinding
+    from krea_batch.sources.prompt_recognition import SyntaxFinding
 
-SEPARATOR = "separator"  # as in krea_batch.sources.prompt_syntax, which is slow to import
+_PERMUTATION_HINT = "write {red|blue} with --prompt-syntax dynamic, or a row for each"
+_PLACEHOLDER_HINT = (
+    "--prompt-template 'a {color} kite' fills in the columns of a table, or values of --sweep color=red,blue"
+)
+_URL_HINT = "write what the image shows, and put images that show a style into image_style_references"
+_CELLS_HINT = "--no-header reads the first cell as the prompt, and --prompt-column 2 the second"
+_SEPARATOR_HINT = "--separator='{}' reads the lines between as one prompt, --lines reads each line as one"
 
+# The keys are those of krea_batch.sources.prompt_recognition.SyntaxKind, which is slow to import.
 _DESCRIPTIONS = {
     "dynamic": ("dynamic prompts", "--prompt-syntax dynamic expands them (with --wildcards DIR for __NAME__)"),
     "a1111": ("the syntax of A1111", "--prompt-syntax a1111 reads it"),
     "midjourney": ("arguments of Midjourney", "--prompt-syntax midjourney reads --ar and --seed"),
-    SEPARATOR: (
-        "a line that seems to separate prompts of several lines",
-        "--separator='{example}' reads the lines between as one prompt, --lines reads each line as one",
-    ),
+    "permutation": ("permutations of Midjourney", _PERMUTATION_HINT),
+    "weight": ("weights (::), which the API does not have", "write the prompt without them"),
+    "placeholder": ("a placeholder", _PLACEHOLDER_HINT),
+    "url": ("a URL, which the API does not open", _URL_HINT),
+    "file_name": ("the name of a file, which the API does not open", "write what the image shows"),
+    "tsv_cells": ("several cells of a table", f"--input-format tsv {_CELLS_HINT}"),
+    "csv_cells": ("several cells of a table", f"--input-format csv {_CELLS_HINT}"),
+    "separator": ("a line that seems to separate prompts of several lines", _SEPARATOR_HINT),
 }
 
 
@@ -64,7 +75,10 @@ def _rows(finding: SyntaxFinding, checked: CheckResult) -> str:
 
 def _hint(*findings: SyntaxFinding) -> str:
     """Return the options that read what was found, and the one that sends it as it is."""
-    hints = [_DESCRIPTIONS[each.syntax][1].format(example=each.example) for each in findings]
-    if any(each.syntax != SEPARATOR for each in findings):
+    hints = [
+        _SEPARATOR_HINT.format(each.example) if each.syntax == "separator" else _DESCRIPTIONS[each.syntax][1]
+        for each in findings
+    ]
+    if any(each.syntax != "separator" for each in findings):
         hints.append("--prompt-syntax plain sends prompts as they are")
     return ", ".join(hints)
