@@ -28,7 +28,17 @@ OBJECT_STORE_SCHEMES = ("s3", "gs", "az")  # those of obstore that name a bucket
 AUTO = "auto"
 IPNetwork = IPv4Network | IPv6Network
 MAX_PER_S = 10_000.0  # chosen: more than one event loop can submit
-_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(s(?:ec(?:onds?)?)?|m(?:in(?:utes?)?)?|h(?:ours?)?|d(?:ays?)?)\s*")
+_DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+")
+
+
+def parse_duration_s(text: str) -> float:
+    """Return the seconds of `30m`, `1h30m`, `90s` or a number of seconds. Raises ValueError."""
+    text = text.strip().lower()
+    if not _DURATION.fullmatch(text):
+        return float(text)
+    return sum(float(number) * _UNIT_S[unit[0]] for number, unit in _DURATION_PART.findall(text))
 
 
 class ApiKey:
@@ -161,7 +171,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Option(metavar="N", minimum=1, forecast=True, file=True, help="Maximum jobs in flight.")
     ] = 500  # chosen: at 10/s and 50 s a job this is the whole rate
     poll_interval_s: Annotated[
-        float, Option(metavar="S", above=0, forecast=True, file=True, help="Minimum seconds between polls of a job.")
+        float,
+        Option(
+            metavar="TIME", above=0, forecast=True, file=True, help="Minimum time between polls of a job: 5s, 1m."
+        ),
     ] = 5.0  # API document, Typical Workflow: poll every 5-10 seconds
     poll_rate: Annotated[
         Rate | None,
@@ -190,10 +203,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     job_timeout_s: Annotated[
         float,
         Option(
-            metavar="S",
+            metavar="TIME",
             above=0,
             file=True,
-            help="Seconds to wait for an accepted job in this run; the next run continues to poll.",
+            help="Time to wait for an accepted job in this run: 30m, 1h; the next run continues to poll.",
         ),
     ] = 1800.0  # chosen: 100 times the API document's 15 s example
     max_attempts: Annotated[

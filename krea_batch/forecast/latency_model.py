@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from krea_batch.errors import SettingsError
+from krea_batch.settings import parse_duration_s
 
 Latencies = Callable[[Random], float]
 """Draws a latency in seconds, from an accepted POST to the end of its job."""
@@ -15,12 +16,13 @@ Latencies = Callable[[Random], float]
 DEFAULT_LATENCY = "lognormal:12,0.3"  # the simulator's: around the API document's example of 15 s
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
+_TIME = r"(\d[\w.]*?)"
 _FORMS = (
-    (rf"(?:fixed:)?{_NUMBER}s?", lambda a: lambda _: a),
-    (rf"(?:uniform:)?{_NUMBER}s?(?:,|\.\.){_NUMBER}s?", lambda a, b: lambda random: random.uniform(a, b)),
-    (rf"lognormal:{_NUMBER},{_NUMBER}", lambda m, s: lambda random: random.lognormvariate(math.log(m), s)),
+    (rf"(?:fixed:)?{_TIME}", lambda a: lambda _: a),
+    (rf"(?:uniform:)?{_TIME}(?:,|\.\.){_TIME}", lambda a, b: lambda random: random.uniform(a, b)),
+    (rf"lognormal:{_TIME},{_NUMBER}", lambda m, s: lambda random: random.lognormvariate(math.log(m), s)),
     (
-        rf"bimodal:{_NUMBER},{_NUMBER},{_NUMBER}",
+        rf"bimodal:{_TIME},{_TIME},{_NUMBER}",
         lambda a, b, share: lambda random: b if random.random() < share else a,
     ),
 )
@@ -30,16 +32,20 @@ def parse_latencies(text: str) -> Latencies:
     """Parse a latency distribution. Raises SettingsError.
 
     `12s` or `fixed:12`; `5s..30s` or `uniform:5,30`; `lognormal:12,0.3` (median, sigma); `bimodal:5,25,0.3` (two
-    values and the share of the second). All values are in seconds.
+    values and the share of the second). A time may have a unit (`2m`), else it is in seconds.
     """
     for form, make in _FORMS:
         match = re.fullmatch(form, text.strip())
-        if match and all(float(number) >= 0 for number in match.groups()):
-            numbers = [float(number) for number in match.groups()]
-            if text.strip().startswith("lognormal") and not numbers[0]:
-                break
-            latencies: Latencies = make(*numbers)
-            return latencies
+        if not match:
+            continue
+        try:
+            numbers = [parse_duration_s(number) for number in match.groups()]
+        except ValueError:
+            continue
+        if text.strip().startswith("lognormal") and not numbers[0]:
+            break
+        latencies: Latencies = make(*numbers)
+        return latencies
     hint = "write 12s, 5s..30s, lognormal:12,0.3 (median, sigma) or bimodal:5,25,0.3"
     raise SettingsError("latency", f"invalid latency {text!r}", hint)
 

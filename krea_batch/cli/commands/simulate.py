@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from krea_batch.cli.options.run_options import DURATION
 from krea_batch.cli.ui.formatting import show, show_json
 
 if TYPE_CHECKING:
@@ -73,14 +74,20 @@ if TYPE_CHECKING:
 @click.option("--lenient", is_flag=True, help="Accept unknown fields in a body.")
 @click.option("--allow-remote-webhooks", is_flag=True, help="Send webhooks to other hosts than this one.")
 @click.option(
-    "--slow-duration", default=1.0, show_default=True, metavar="S", help="Seconds that the fault cdn-slow takes."
+    "--slow-duration",
+    type=DURATION,
+    default=1.0,
+    show_default=True,
+    metavar="TIME",
+    help="Time that the fault cdn-slow takes: 1s, 2m.",
 )
 @click.option(
     "--hang-duration",
+    type=DURATION,
     default=30.0,
     show_default=True,
-    metavar="S",
-    help="Seconds that the faults submit-hang and poll-hang take.",
+    metavar="TIME",
+    help="Time that the faults submit-hang and poll-hang take: 30s, 2m.",
 )
 @click.option(
     "--state-file", type=click.Path(), default="", metavar="FILE", help="Keep accepted jobs in FILE across restarts."

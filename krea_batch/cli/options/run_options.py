@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import click
 
 from krea_batch.cli.app import option_of
-from krea_batch.settings import KEY_VARIABLE, OPTIONS, Option, Rate, Settings
+from krea_batch.settings import KEY_VARIABLE, OPTIONS, Option, Rate, Settings, parse_duration_s
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -45,7 +45,7 @@ def setting_option(field: str, **changes: Any) -> Decorator:
         default = default.text
     is_empty = default in (None, ())
     named: dict[str, Any] = {
-        "type": _click_type(TYPES[field]),
+        "type": DURATION if field.endswith("_s") else _click_type(TYPES[field]),
         "is_flag": TYPES[field] is bool,
         "multiple": get_origin(TYPES[field]) is tuple,
         "default": default.value if isinstance(default, StrEnum) else default,
@@ -79,6 +79,22 @@ class Price(click.ParamType[float]):
 
 
 PRICE = Price()
+
+
+class Duration(click.ParamType[float]):
+    """A time in seconds, or with a unit."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        try:
+            return parse_duration_s(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a time. Write 30m, 1h30m, 90s, or a number of seconds.", param, ctx)
+
+
+DURATION = Duration()
 
 
 class NumberOrNone(click.ParamType[Any]):
