@@ -18,6 +18,7 @@ from tests.processes import (
     StartSimulator,
     clean_environment,
     result_rows,
+    run_command,
     wait_until,
     write_jobs,
 )
@@ -91,6 +92,26 @@ def test_a_run_stops_in_order(simulate: StartSimulator, tmp_path: Path, number: 
     assert 5 <= len(stored) == charged < 60
     assert subprocess.run(command, cwd=tmp_path, env=environment, timeout=PROCESS_TIMEOUT_S).returncode == 0
     assert gateway.admin_request("/totals")["charged"] == 60
+
+
+@pytest.mark.slow
+def test_a_stopped_run_counts_submitted_jobs_only(simulate: StartSimulator, tmp_path: Path) -> None:
+    """The message of a run that stops has the number of jobs in flight, without those that wait for the rate limit."""
+    write_jobs(tmp_path / "jobs.jsonl", 60)
+    gateway = simulate("--tiny", "--latency", "fixed:10")
+    command = [*COMMAND, "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, "--rate", "1/h"]
+    environment = clean_environment(PIXAZO_API_KEY="test-key")
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def is_in_flight() -> bool:
+        done = run_command("status", "out", "--json", cwd=tmp_path)
+        states = json.loads(done.stdout)["jobs"] if done.returncode == 0 else {}
+        return states.get("accepted") == 1 and "submitting" not in states
+
+    wait_until(is_in_flight, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=PROCESS_TIMEOUT_S)
+    assert "Stopping: waiting for 1 job in flight." in stderr
 
 
 @pytest.mark.slow

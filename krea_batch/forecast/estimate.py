@@ -96,7 +96,7 @@ def forecast(request: ForecastRequest) -> Forecast:
             per_s=0.0,
             submits_per_s=0.0,
             tail_s=0.0,
-            bottleneck="no jobs",
+            bottleneck="nothing: no jobs are left",
             simulated_jobs=0,
         )
     simulated_jobs = min(jobs, request.max_simulated_jobs)

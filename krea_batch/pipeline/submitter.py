@@ -64,6 +64,7 @@ class Submitter:
         self._queue: asyncio.Queue[InFlightJob] = asyncio.Queue()
         self._queue_shrank = asyncio.Event()
         self._delayed: dict[InFlightJob, asyncio.TimerHandle] = {}
+        self._is_dispatching = False  # whether a job was taken from the queue and waits for its turn
         self._pending = 0  # jobs that are being submitted: from the intent to the record of the result
         self._pending_posts: set[asyncio.Task[Any] | None] = set()  # tasks that wait for an answer
         self._pending_limit = PendingLimit(MAX_CONCURRENT_POSTS)
@@ -93,7 +94,7 @@ class Submitter:
     @property
     def waiting(self) -> int:
         """The number of jobs that are not submitted yet."""
-        return self._queue.qsize() + len(self._delayed)
+        return self._queue.qsize() + len(self._delayed) + self._is_dispatching
 
     async def work(self) -> None:
         """Submit jobs until the run stops, then wait for the pending POSTs."""
@@ -110,6 +111,7 @@ class Submitter:
     async def _dispatch_next(self, posts: TaskPool) -> None:
         job = await self._queue.get()
         self._queue_shrank.set()
+        self._is_dispatching = True
         try:
             await self._wait_for_conditions()
             await self._budget.wait()
@@ -118,6 +120,8 @@ class Submitter:
         except asyncio.CancelledError:
             self._stages.defer(job)
             raise
+        finally:
+            self._is_dispatching = False
         self._budget.reserve()
         self._pending += 1
         posts.spawn(self._submit(job))
@@ -135,7 +139,7 @@ class Submitter:
     def _may_submit(self) -> bool:
         controller = self._run.rate_limiter.controller
         max_pending = 1 if self._breaker.is_open else self._pending_limit.max_pending(controller.pace_per_s)
-        in_flight = self._run.in_flight_limit.in_use - self.waiting - 1  # without the job that asks
+        in_flight = self._run.in_flight_limit.in_use - self.waiting
         return self._pending < max_pending and self._run.delivery.may_submit(in_flight, controller.per_s)
 
     def recheck(self) -> None:

@@ -55,6 +55,10 @@ def test_remaining_jobs_of_a_run(tmp_path: Path) -> None:
     options = ("--simulate", "--time-scale=10", "--poll-interval=0.1", "-q")
     assert run_command("run", "jobs.jsonl", "--out", "out", *options, cwd=tmp_path).returncode == 0
     assert run_plan(tmp_path, "--out", "out")["jobs"] == 0
+    assert (
+        "limited by nothing: no jobs are left"
+        in run_command("plan", "jobs.jsonl", "--out", "out", cwd=tmp_path).stdout
+    )
     write_jobs(tmp_path / "jobs.jsonl", 10)
     forecast = run_plan(tmp_path, "--out", "out", "--latency-from", "out", "--rate", "100/s")
     assert forecast["jobs"] == 4
