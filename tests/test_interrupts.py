@@ -96,7 +96,7 @@ def test_a_run_stops_in_order(simulate: StartSimulator, tmp_path: Path, number: 
 
 @pytest.mark.slow
 def test_a_stopped_run_counts_submitted_jobs_only(simulate: StartSimulator, tmp_path: Path) -> None:
-    """The message of a run that stops has the number of jobs in flight, without those that wait for the rate limit."""
+    """A run that stops says how many jobs are in flight, without those that wait for the rate limit."""
     write_jobs(tmp_path / "jobs.jsonl", 60)
     gateway = simulate("--tiny", "--latency", "fixed:10")
     command = [*COMMAND, "run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url, "--rate", "1/h"]

@@ -78,11 +78,7 @@ def parse_document(content: bytes, name: str) -> Any:
         if "\\u" in text:
             _check_surrogates(value)
     except json.JSONDecodeError as error:
-        problem = f"{name}:{error.lineno}: invalid JSON at character {error.colno} ({error.msg})"
-        hint = "fix it, or use --input-format if the file is not JSON"
-        if error.msg == "Extra data":
-            hint = "put all into one list, [ and ] around them and a comma between them"
-        raise InputError(problem, hint) from None
+        raise _document_error(text, name, error) from None
     except (JobError, RecursionError) as error:
         job_error = error if isinstance(error, JobError) else _too_deep()
         raise InputError(f"{name}{_place_of_error(content)}: {job_error.problem}", job_error.hint) from None
@@ -235,6 +231,25 @@ def _syntax_error(text: str, error: json.JSONDecodeError) -> JobError:
     return JobError(
         f"invalid JSON at character {position + 1}: {quoted(text[position : position + 20])}", _JOB_EXAMPLE
     )
+
+
+def _document_error(text: str, name: str, error: json.JSONDecodeError) -> InputError:
+    position = error.pos
+    if not position:
+        return InputError(f"{name}: not JSON", "set --input-format, e.g. to text for one prompt per line")
+    if position >= len(text.rstrip()):
+        return InputError(f"{name}: the file ends before its JSON is complete", "close each [ and {")
+    if error.msg.startswith("Extra data"):
+        problem = "text after the first value"
+        hint = "put all into one list, [ and ] around them and a comma between them"
+    elif comma := _trailing_comma(text, position):
+        position, problem, hint = comma - 1, "trailing comma", "remove it"
+    elif text[position] in "]}" and error.msg.startswith("Expecting ','"):
+        problem, hint = f"unexpected {text[position]}", "close each [ and { before it"
+    else:
+        problem, hint = next(_common_mistakes(text, position, error.msg), ("invalid JSON", "fix it"))
+    line, column = text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
+    return InputError(f"{name}:{line}: {problem} at character {column}", hint)
 
 
 def _trailing_comma(text: str, position: int) -> int:

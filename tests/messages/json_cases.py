@@ -27,7 +27,7 @@ CASES: tuple[MessageCase, ...] = (
     ),
     file(
         "a.json",
-        "a.json:3: invalid JSON at character 1 (Extra data); put all into one list, [ and ] around "
+        "a.json:3: text after the first value at character 1; put all into one list, [ and ] around "
         "them and a comma between them",
         '{"prompt": "a cat",\n"id": "x"}\n{"prompt": "a dog",\n"id": "y"}',
         '[{"prompt": "a cat",\n"id": "x"},\n{"prompt": "a dog",\n"id": "y"}]',
@@ -162,24 +162,34 @@ CASES: tuple[MessageCase, ...] = (
         "--encoding cp1252",
         prompts=("für",),
     ),
+    file("jobs.json", "jobs.json:2: trailing comma at character 20; remove it", f"[{CAT},\n{CAT},]", f"[{CAT}]"),
     file(
         "jobs.json",
-        "jobs.json:2: invalid JSON at character 19 (Expecting ',' delimiter); fix it, or use "
-        "--input-format if the file is not JSON",
+        "jobs.json:1: unexpected quote ' at character 3; use the straight double quote \"",
+        "[{'prompt': 'a cat'}]",
+        f"[{CAT}]",
+    ),
+    file(
+        "jobs.json",
+        "jobs.json: the file ends before its JSON is complete; close each [ and {",
+        f"[{CAT}",
+        f"[{CAT}]",
+    ),
+    file(
+        "jobs.json",
+        "jobs.json:2: unexpected ] at character 19; close each [ and { before it",
         f"[{CAT},\n{CAT[:-1]}]",
         f"[{CAT},\n{CAT}]",
         prompts=("a cat", "a cat"),
     ),
     file(
         "jobs.json",
-        "jobs.json:1: invalid JSON at character 1 (Expecting value); fix it, or use --input-format "
-        "if the file is not JSON",
+        "jobs.json: not JSON; set --input-format, e.g. to text for one prompt per line",
         "a cat\na dog\n",
         f"[{CAT}]",
     ),
     option(
-        "jobs.json:1: invalid JSON at character 1 (Expecting value); fix it, or use --input-format "
-        "if the file is not JSON",
+        "jobs.json: not JSON; set --input-format, e.g. to text for one prompt per line",
         "jobs.json",
         "a cat\na dog\n",
         "",

@@ -293,7 +293,7 @@ class TestJson:
     @pytest.mark.parametrize(
         ("content", "expected"),
         [
-            ('["a",\n"b"\n"c"]', ":3: invalid JSON at character 1"),
+            ('["a",\n"b"\n"c"]', ":3: missing comma at character 1"),
             ('[{"prompt": "a", "prompt": "b"}]', ':1: duplicate key "prompt"; keep one'),
             ('"a cat"', ': "a cat" is neither an array nor an object; write '),
             ("[NaN]", ":1: NaN is not valid JSON; "),

@@ -143,10 +143,11 @@ class TestCommand:
         write_job_file(tmp_path)
         arguments = run_arguments(simulator.gateway_url)
         without = arguments[: arguments.index("--references")]
-        result = run_command(*without, cwd=tmp_path)
-        assert result.returncode == 2
-        assert "refs/fox.png is a local reference image" in result.stderr
-        assert "add --references s3://bucket/folder" in result.stderr
+        for command in (without, (*without, "--dry-run")):
+            result = run_command(*command, cwd=tmp_path)
+            assert result.returncode == 2
+            assert "refs/fox.png is a local reference image" in result.stderr
+            assert "add --references s3://bucket/folder" in result.stderr
         assert not simulator.admin_request("/ledger")["posts"]
         assert not (tmp_path / "out").exists()
         advised = run_command(*without, "--references", f"s3://{BUCKET}/folder", cwd=tmp_path)

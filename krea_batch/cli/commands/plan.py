@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from krea_batch.cli.options.input_options import add_input_options
 from krea_batch.cli.options.run_options import PRICE, forecast_options
-from krea_batch.cli.options.selection_options import open_job_files
+from krea_batch.cli.options.selection_options import open_job_files, require_references
+
+if TYPE_CHECKING:
+    from krea_batch.settings import Settings
 
 
 @click.command()
@@ -80,8 +83,12 @@ def show_plan(
     latency_from: Path | None = None,
     gateway_limit: str | None = None,
     as_json: bool,
+    settings: Settings | None = None,
 ) -> None:
-    """Print the estimate of a run with these options."""
+    """Print the estimate of a run with these options.
+
+    With the `settings` of the run, raises SettingsError as the run would for local reference images.
+    """
     import msgspec
 
     from krea_batch.cli.ui.forecast_output import forecast_lines, forecast_request, remaining_jobs
@@ -95,6 +102,8 @@ def show_plan(
     request = forecast_request(0, options, latency=latency, latency_from=latency_from, gateway_limit=gateway_limit)
     with open_job_files(jobs, options, skip_invalid=skip_invalid) as files:
         checked = check_jobs(files, Settings(out=out or Path()), skip_invalid=skip_invalid, quiet=as_json)
+        if settings:
+            require_references(files, settings)
     result = forecast(msgspec.structs.replace(request, jobs=remaining_jobs(checked, out)))
     if as_json:
         fields = msgspec.to_builtins(result) | {"cost": None if price is None else result.jobs * price}

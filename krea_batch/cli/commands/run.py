@@ -50,8 +50,8 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
 
     require_jobs(jobs, options)
     if options["dry_run"]:
-        Settings.from_options(options["out"], **given_settings(options))  # report invalid settings
-        show_plan(jobs, options, out=options["out"], as_json=options["as_json"])
+        settings = Settings.from_options(options["out"], **given_settings(options))
+        show_plan(jobs, options, out=options["out"], as_json=options["as_json"], settings=settings)
         return
     settings, key = settings_and_key(options)
     configure_logging(
