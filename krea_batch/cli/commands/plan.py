@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from krea_batch.cli.options.headings import GroupedCommand
 from krea_batch.cli.options.input_options import add_input_options
 from krea_batch.cli.options.run_options import PRICE, forecast_options
 from krea_batch.cli.options.selection_options import open_job_files, require_references
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from krea_batch.settings import Settings
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("jobs", nargs=-1, type=click.Path(), metavar="JOBS…")
 @click.option(
     "--out",

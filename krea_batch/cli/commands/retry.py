@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from krea_batch.cli.app import BAD_INPUT, OK
+from krea_batch.cli.options.headings import GroupedCommand
 from krea_batch.cli.options.run_options import run_options
 from krea_batch.jobs import RETRIED_BY_DEFAULT, RETRYABLE, State
 
 RETRYABLE_STATES = tuple(state.value for state in RETRYABLE)
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("ids", nargs=-1, metavar="[ID]…")
 @click.option(

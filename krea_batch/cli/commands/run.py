@@ -10,12 +10,13 @@ import click
 
 from krea_batch.cli.app import BAD_INPUT
 from krea_batch.cli.commands.plan import show_plan
+from krea_batch.cli.options.headings import GroupedCommand
 from krea_batch.cli.options.input_options import add_input_options
 from krea_batch.cli.options.run_options import given_settings, run_options
 from krea_batch.cli.options.selection_options import open_job_files, require_jobs, require_references
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("jobs", nargs=-1, type=click.Path(), metavar="JOBS…")
 @click.option(
     "--out",

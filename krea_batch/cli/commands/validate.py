@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from krea_batch.cli.app import BAD_INPUT, OK, error_text
+from krea_batch.cli.options.headings import GroupedCommand
 from krea_batch.cli.options.input_options import add_input_options, expansion_notices
 from krea_batch.cli.options.selection_options import open_job_files
 from krea_batch.cli.ui.check_progress import CheckProgress
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from krea_batch.sources import CheckResult
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("jobs", nargs=-1, type=click.Path(), metavar="JOBS…")
 @add_input_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on standard output.")
