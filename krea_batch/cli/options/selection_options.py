@@ -42,6 +42,7 @@ _SELECTION_OPTIONS = (
 )
 
 _PROMPT_HINT = "set it for all jobs with"
+_NOT_IN_THE_API = "the API does not have it, so leave it out; --set gives fields of `krea-batch schema` to all jobs"
 HINTS = {
     "--aspect-ratio": f"{_PROMPT_HINT} --set aspect_ratio=16:9, or try several with --sweep aspect_ratio=1:1,16:9",
     "--ar": f"{_PROMPT_HINT} --set aspect_ratio=16:9, or try several with --sweep aspect_ratio=1:1,16:9",
@@ -63,6 +64,23 @@ HINTS = {
     "-j": "use --max-in-flight N",
     "--concurrency": "use --max-in-flight N",
     "--workers": "use --max-in-flight N",
+    "-i": "name the file without an option: krea-batch run FILE --out DIR",
+    "--input": "name the file without an option: krea-batch run FILE --out DIR",
+    "--prompts": "name the file without an option: krea-batch run FILE --out DIR",
+    "--parallel": "use --max-in-flight N",
+    "--threads": "use --max-in-flight N",
+    "--batch-size": "--repeat N makes N images of each job, --max-in-flight N limits the jobs in flight",
+    "--timeout": "use --job-timeout TIME",
+    "--retries": "submits that were refused are repeated; --max-attempts N limits those that end in ERROR",
+    "--max-retries": "submits that were refused are repeated; --max-attempts N limits those that end in ERROR",
+    "--negative-prompt": _NOT_IN_THE_API,
+    "--steps": _NOT_IN_THE_API,
+    "--cfg-scale": _NOT_IN_THE_API,
+    "--guidance-scale": _NOT_IN_THE_API,
+    "--sampler": _NOT_IN_THE_API,
+    "--quality": _NOT_IN_THE_API,
+    "--model": "the API has one model, so leave it out",
+    "--style": f'{_PROMPT_HINT} --set \'styles=[{{"id": "…"}}]\'',
     "--price": "use it with krea-batch plan, which shows the cost; --max-charges N limits a run",
     "--resume": "not needed: run the same command again to resume",
     "--force": "not needed: run the same command again to resume; nothing is made twice",
