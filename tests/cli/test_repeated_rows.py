@@ -43,3 +43,6 @@ def test_rows_left_out_share_the_image(tmp_path: Path) -> None:
             "status": "succeeded",
             "files": files["00002"],
         }
+    exported = run_command("export", "out", "--format", "csv", "--output", "images.csv", cwd=tmp_path)
+    assert exported.returncode == 0
+    assert "jobs that --dedupe left out are not exported; out/duplicates.jsonl has the job" in exported.stderr

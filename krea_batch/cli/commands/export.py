@@ -81,6 +81,7 @@ def export(
     from krea_batch.maintenance.export import RunImages
     from krea_batch.maintenance.export.writers import ExportOptions
     from krea_batch.storage.outputs import left_parts, unwritable_output
+    from krea_batch.storage.run_dir import DUPLICATES
 
     if raw_cells and format_ != "csv":
         raise click.UsageError("--raw-cells can be used with csv only; other formats have texts as they are")
@@ -106,6 +107,8 @@ def export(
     if quiet:
         return
     show(f"{pluralize(count, 'image')} in {output}")
+    if (duplicates := out / DUPLICATES).is_file():
+        say(f"jobs that --dedupe left out are not exported; {duplicates} has the job whose image each of them shares")
     for part in left_parts(output):
         say(f"{part} was left by an export that was killed, or is in use by one that runs; else you can delete it")
 
