@@ -58,7 +58,8 @@ README_COMMANDS = {
     line for block in readme_blocks("sh") for line in block.splitlines()
 }  # tests/test_readme runs them
 PYTHON_BLOCKS = code_blocks("python")
-SCRIPTS = [block for block in PYTHON_BLOCKS if block.name not in NOT_EXECUTED and block.name not in SERVICES]
+TESTS = [block for block in PYTHON_BLOCKS if "def test_" in block.text]
+SCRIPTS = [block for block in PYTHON_BLOCKS if block.name not in (*NOT_EXECUTED, *SERVICES) and block not in TESTS]
 
 
 def commands(page: str) -> list[list[str]]:
@@ -146,6 +147,27 @@ def test_the_python_is_typed(tmp_path: Path) -> None:
 def test_blocks_that_are_not_executed_exist() -> None:
     """The blocks that are listed as not executed, or as services, exist."""
     assert {*NOT_EXECUTED, *SERVICES} <= {block.name for block in PYTHON_BLOCKS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", TESTS, ids=lambda block: block.name)
+def test_the_tests_pass(tmp_path: Path, block: Block) -> None:
+    """The example of a test is one, and passes."""
+    (tmp_path / "test_example.py").write_text(block.text)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
 
 
 @pytest.mark.slow
