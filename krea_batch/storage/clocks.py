@@ -13,7 +13,8 @@ def monotonic_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     The clock of uvloop does not, and has a resolution of one millisecond. Send times read from it are too early by
     the time that the loop was busy, so too many requests would be sent.
     """
-    return time.monotonic if type(loop).__module__.partition(".")[0] == "uvloop" else loop.time
+    is_uvloop = any(base.__module__.partition(".")[0] == "uvloop" for base in type(loop).__mro__)
+    return time.monotonic if is_uvloop else loop.time
 
 
 def boottime_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
