@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from krea_batch.engine.event_loop import backend_options
-from krea_batch.pipeline.rate_limiter import monotonic_clock
+from krea_batch.storage.clocks import monotonic_clock
 
 pytest.importorskip("uvloop")
 
