@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
+from krea_batch.cli.options.headings import GroupedCommand
 from krea_batch.cli.options.run_options import run_options
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--drain",
