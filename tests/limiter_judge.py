@@ -10,17 +10,17 @@ rule, and no more POSTs are pending than `PendingLimit` allows. A seed always gi
 from __future__ import annotations
 
 import asyncio
-import heapq
 import math
 from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 from itertools import count
 from random import Random
 from typing import NamedTuple
 
 from krea_batch.pipeline.rate_limiter import BURST_S, RateLimiter
 from krea_batch.pipeline.task_pool import TaskPool
-from krea_batch.rules.pending_limit import PendingLimit
+from krea_batch.rules.pending_limit import EXTRA_PENDING, PendingLimit
 from krea_batch.rules.rate_control import RateController
 from krea_batch.settings import AUTO, MAX_PER_S, Rate
 from krea_batch.testing.virtual_time import run_virtual
@@ -31,7 +31,6 @@ MIN_RUN_S, MIN_WINDOWS = 600.0, 20  # a run is this long after its first window,
 SETTLE_S, SETTLE_WINDOWS = 60.0, 2  # within this time a changed limit is to be followed, whichever is longer
 JOB_SIGMA = 0.3  # as the simulator's latencies
 CLOCK_STEP_S = 1e-6
-JOB_END = -1.0  # instead of a send time: the client knows that a job has ended
 COMMIT_S = 0.012  # the longest time until the intent of a submit is durable
 KIND_WEIGHTS = {"bucket": 35, "fixed window": 25, "sliding window": 25, "jobs in process": 15}
 RETRY_AFTER_FORMS = ("exact", "seconds", "missing")
@@ -204,11 +203,11 @@ class ProcessedJobs(JudgedLimiter):
 
     def take(self, now_s: float) -> float:
         while self._ends_s and self._ends_s[0] <= now_s:
-            heapq.heappop(self._ends_s)
+            heappop(self._ends_s)
         return 0.0 if len(self._ends_s) < self._count else self._ends_s[0] - now_s
 
     def start(self, end_s: float) -> None:
-        heapq.heappush(self._ends_s, end_s)
+        heappush(self._ends_s, end_s)
 
     def scale(self, factor: float) -> None:
         self._count = max(1, round(self._count * factor))
@@ -294,44 +293,59 @@ def judge(case: LimiterCase, configured_per_s: float | None = None) -> JudgeResu
 
 
 def run_client(gateway: JudgedGateway, controller: RateController) -> None:
-    """Submit an endless backlog until the end of the run, with a queue of events instead of an event loop."""
+    """Submit an endless backlog until the end of the run, with queues of events instead of an event loop.
+
+    When the next request may be sent changes only with an answer, at the end of a pause, and with the end of a job if
+    jobs are capped, so the controller is not asked more often.
+    """
     pending_limit = PendingLimit(MAX_PENDING)
     numbers = count()
     arrivals: list[tuple[float, int, float]] = []  # when it arrives, a number, when it was sent
-    answers: list[tuple[float, int, float, float]] = []  # when, a number, when it was sent or JOB_END, wait
-    pending, now_s, due_s = 0, START_S, START_S
+    answers: list[tuple[float, int, float, float]] = []  # when, a number, when it was sent, the wait
+    job_ends_s: list[float] = []  # when the client knows that a job has ended
+    pending, now_s, due_s, was_paused = 0, START_S, START_S, False
     send_s: float | None = None  # when the next request is sent; None if the controller has to be asked
     while now_s < gateway.end_s:
         if send_s is None:
-            may_send = controller.has_room(now_s) and pending < pending_limit.max_pending(controller.pace_per_s)
+            was_paused = controller.paused_s(now_s) > 0  # if so, the rule decides at the end of the pause
+            # So few may always be pending, and asking for more takes time.
+            may_send = controller.has_room(now_s) and (
+                pending < EXTRA_PENDING or pending < pending_limit.max_pending(controller.pace_per_s)
+            )
             send_s = max(now_s + controller.wait_s(now_s), due_s - BURST_S) if may_send else math.inf
         answer_s = answers[0][0] if answers else math.inf
-        if arrivals and arrivals[0][0] <= min(send_s, answer_s):
-            arrive_s, number, sent_s = heapq.heappop(arrivals)
+        job_end_s = job_ends_s[0] if job_ends_s else math.inf
+        event_s = min(answer_s, job_end_s, send_s)
+        if arrivals and arrivals[0][0] <= event_s:
+            arrive_s, number, sent_s = heappop(arrivals)
             wait_s, end_s = gateway.submit(arrive_s)
-            heapq.heappush(answers, (arrive_s + gateway.latency_s(), number, sent_s, wait_s))
+            heappush(answers, (arrive_s + gateway.latency_s(), number, sent_s, wait_s))
             if not wait_s:
-                heapq.heappush(answers, (end_s + gateway.lag_s(), number, JOB_END, 0.0))
-            continue
-        if answer_s <= send_s:
-            now_s, _, sent_s, wait_s = heapq.heappop(answers)
-            if sent_s == JOB_END:
-                controller.on_job_ended()
+                heappush(job_ends_s, end_s + gateway.lag_s())
+        elif event_s == job_end_s:
+            now_s = heappop(job_ends_s)
+            controller.on_job_ended()
+            if send_s == math.inf or was_paused:
+                send_s = None
+        elif event_s == answer_s:
+            now_s, _, sent_s, wait_s = heappop(answers)
+            pending -= 1
+            pending_limit.record_answer(now_s - sent_s)
+            if wait_s:
+                controller.on_rate_limited(sent_s, now_s, gateway.retry_after_s(wait_s))
             else:
-                pending -= 1
-                pending_limit.record_answer(now_s - sent_s)
-                if wait_s:
-                    controller.on_rate_limited(sent_s, now_s, gateway.retry_after_s(wait_s))
-                else:
-                    controller.on_response(sent_s, now_s)
-        elif send_s > now_s:
+                controller.on_response(sent_s, now_s)
+            send_s = None
+        elif was_paused and send_s > now_s:
             now_s = max(send_s, now_s + CLOCK_STEP_S)
+            send_s = None
         else:
+            now_s = max(now_s, send_s)
             controller.on_sent(now_s)
             pending += 1
             due_s = max(due_s, now_s) + 1.0 / controller.pace_per_s
-            heapq.heappush(arrivals, (now_s + gateway.delay_s(), next(numbers), now_s))
-        send_s = None
+            heappush(arrivals, (now_s + gateway.delay_s(), next(numbers), now_s))
+            send_s = None
 
 
 # ---- the same client with the real rate limiter ----------------------------------------------------------

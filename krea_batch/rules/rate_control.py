@@ -100,7 +100,8 @@ class RateController:
         self._end_pause(now_s)
         free_s = self._window.free_s()
         if self.per_s < self.ceiling_per_s:
-            free_s = max(free_s, self._due_s - max(0.0, TIMER_S - 1.0 / self.pace_per_s))
+            if self._due_s > now_s:
+                free_s = max(free_s, self._due_s - max(0.0, TIMER_S - 1.0 / self.pace_per_s))
             free_s = max(free_s, self._search.free_s(unsent))
         return max(0.0, self._paused_until_s - now_s, free_s - now_s)
 

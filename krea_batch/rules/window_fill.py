@@ -84,7 +84,7 @@ class WindowFill:
 
     def pace_per_s(self, answer_s: float) -> float:
         """Return the rate of submits that follow each other, if answers take `answer_s`."""
-        per_s = self.per_s
+        per_s = self.limit / self.window_s
         pace_per_s = PENDING_SHARE * self.count / answer_s if answer_s > 0 else math.inf
         return min(PACE * per_s, max(MIN_PACE * per_s, pace_per_s))
 
