@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from krea_batch.rules.found_limit import FoundLimit
 from krea_batch.rules.rate_control import (
     DISCOVERY_START_PER_S,
+    LATE_S,
+    MAX_CATCH_UP,
     MAX_PAUSE_WITHOUT_RETRY_AFTER_S,
     PAUSE_GROWTH,
     PAUSE_WITHOUT_RETRY_AFTER_S,
@@ -274,13 +276,25 @@ class TestTheRateAfterA429:
         assert controller.per_s == lowered_per_s
 
     def test_late_timers_do_not_lower_the_rate(self) -> None:
-        """If each submit is sent a millisecond after it is due, the next one is due as if it were not."""
-        controller, now_s, late_s = RateController(100), 0.0, 0.001
+        """If each submit is sent a millisecond after it is due, the next ones are soon due as if it were not."""
+        controller, late_s = RateController(100), 0.001
         controller.resume(FoundLimit(50.0))
-        started_s = now_s = submit_next(controller, now_s)
-        for _ in range(100):
+        now_s = started_s = submit_next(controller, 0.0)
+        for _ in range(200):
             now_s = submit_next(controller, now_s + controller.wait_s(now_s) + late_s)
-        assert now_s - started_s == pytest.approx(100 / controller.per_s, abs=2 * late_s)
+        assert now_s - started_s == pytest.approx(200 / controller.per_s, abs=10 * late_s)
+
+    @given(st.lists(st.floats(0, LATE_S), min_size=100, max_size=100))
+    def test_a_late_submit_is_not_followed_closely(self, late_s: list[float]) -> None:
+        """However late single submits are, no two are sent much closer than at an even rate."""
+        controller, now_s = RateController(100), 0.0
+        controller.resume(FoundLimit(50.0))
+        times_s = [submit_next(controller, now_s)]
+        for each_s in late_s:
+            now_s = submit_next(controller, now_s + controller.wait_s(now_s) + each_s)
+            times_s.append(now_s)
+        gap_s = (1.0 - MAX_CATCH_UP) / controller.per_s
+        assert all(later - earlier >= gap_s - EPSILON_S for earlier, later in pairwise(times_s))
 
     def test_a_break_is_not_caught_up(self) -> None:
         """After a break, submits are spread as before it."""
