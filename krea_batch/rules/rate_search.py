@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from krea_batch.rules.bucket_fit import MAX_SUBMITS, BucketCycle, fit_rates
+from krea_batch.rules.bucket_fit import MAX_SUBMITS, SLACK_S, BucketCycle, fit_rates
 from krea_batch.rules.limit_estimate import MIN_GAP, Cycle, Estimate, after_refusal
 from krea_batch.rules.submit_log import KEPT_S, MAX_MEMORY_S, SubmitLog
 from krea_batch.rules.window_fill import MIN_COUNT, SATURATED_SHARE, WindowFill, is_window
@@ -201,6 +201,9 @@ class RateSearch:
         if len(accepted_s) > MAX_SUBMITS:
             self._bucket_cycles.clear()
             return None
+        if not accepted_s:
+            # Of the submits that were sent together with the refused one, one arrived before it.
+            accepted_s = self._log.times_s(refusal.sent_s, refusal.sent_s + SLACK_S)[:1]
         self._bucket_cycles.append(BucketCycle(pause_s, start_s, accepted_s, refusal.sent_s, refusal.refused_per_s))
         return fit_rates(self._bucket_cycles) if len(self._bucket_cycles) > 1 else None
 

@@ -110,6 +110,20 @@ class TestRefusals:
         refuse(search, now_s)
         assert search.per_s == pytest.approx(56.0)
 
+    def test_of_submits_that_are_sent_together_any_one_may_be_accepted(self) -> None:
+        """A limiter without any burst is recognised by its second refusal, whichever submit it accepts first."""
+        search = RateSearch(500.0, 500.0, is_known=True)
+        for sent_s in (0.0, 0.001, 0.002):
+            search.on_sent(sent_s, sent_s, ANSWER_S)
+        search.on_accepted(0.001)
+        search.resume(1.0, 0.0, 0.0, ANSWER_S)
+        now_s = 1.0
+        while search.per_s < 60.0:
+            now_s, _ = run(search, now_s, now_s + 1e-9)
+        accepted_per_s = search.per_s / MAX_GROWTH
+        refuse(search, now_s)
+        assert accepted_per_s <= search.per_s <= MAX_GROWTH * accepted_per_s
+
     def test_idle_times_do_not_count(self) -> None:
         """A break before the refusal does not lower the estimate."""
         search = RateSearch(100.0, 100.0, is_known=True)
