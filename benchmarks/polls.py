@@ -6,8 +6,8 @@
 
 The real engine runs on a loop with virtual time against a gateway with the given latencies. The cost of a
 job is its polls plus its lag, the lag in units of the poll interval. The optimum is the cheapest fixed sequence of
-ages to poll at, for each kind of job; dynamic programming finds it from the latencies that were drawn, which no
-engine can know. Rows have the means of all seeds, goals hold for each of them.
+ages to poll at, an interval apart at least, for each kind of job; dynamic programming finds it from the latencies
+that were drawn, which no engine can know. Rows have the means of all seeds, goals hold for each of them.
 """
 
 from __future__ import annotations
@@ -139,8 +139,10 @@ def fixed_interval_cost(latencies_s: list[float], interval_s: float) -> float:
 def optimal_cost(latencies_s: list[float]) -> float:
     """Return the cost per job of the best sequence of ages, on a grid of a hundredth of the interval."""
     ends = sorted(latencies_s)
-    step_s = INTERVAL_S / 100
-    cells = int(ends[-1] / step_s) + 2
+    spacing = 100  # cells between two polls, at least
+    step_s = INTERVAL_S / spacing
+    # The last poll may come up to an interval after the last job has ended.
+    cells = int(ends[-1] / step_s) + 2 + spacing
     ended, ended_s, next_end = [0] * (cells + 1), [0.0] * (cells + 1), 0
     for cell in range(cells + 1):
         if cell:
@@ -149,14 +151,14 @@ def optimal_cost(latencies_s: list[float]) -> float:
             ended[cell] += 1
             ended_s[cell] += ends[next_end]
             next_end += 1
-    spacing, total = 100, len(ends)
+    total = len(ends)
     cost = [0.0] * (cells + 1)
     for cell in range(cells, -1, -1):
         waiting = total - ended[cell]
         if waiting == 0:
             continue
         min_cost = float("inf")
-        for poll in range(min(cell + spacing, cells), cells + 1):
+        for poll in range(cell + spacing, cells + 1):
             newly_ended = ended[poll] - ended[cell]
             lag = (poll * step_s * newly_ended - (ended_s[poll] - ended_s[cell])) / INTERVAL_S
             if lag >= min_cost:

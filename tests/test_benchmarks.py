@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS, README, goal_table, replace_section
+from benchmarks.polls import optimal_cost
 from tests.processes import PROCESS_TIMEOUT_S
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,13 @@ def test_validate() -> None:
     assert few.startswith("    1,000 lines of ")
     assert many.startswith("    1,500 lines of ")
     assert all("lines/s" in line and line.endswith(" MB") for line in (few, many))
+
+
+def test_the_optimum_of_the_polls_keeps_the_interval() -> None:
+    """If jobs take 20 to 30 s, each sequence of polls five seconds apart costs two polls at least."""
+    latencies_s = [20 + n / 200 for n in range(2001)]
+    assert optimal_cost(latencies_s) == pytest.approx(2.0, abs=0.01)
+    assert optimal_cost([15.0] * 10) == pytest.approx(1.0)
 
 
 @pytest.mark.slow
