@@ -6,8 +6,8 @@ at most this number in any window of the length that was found. A Retry-After in
 to a second, so the length is bisected; trying a window that is too short costs one 429. Times are monotonic.
 
 A refusal in a window that should have had room has one of two causes. If few submits were accepted shortly before it,
-the window is longer. Otherwise, the number of submits is lower, because refused submits count as well or because the
-limit has changed.
+or if a shorter length was being tried, the window is longer. Otherwise, the number of submits is lower, because
+refused submits count as well or because the limit has changed.
 """
 
 from __future__ import annotations
@@ -100,8 +100,10 @@ class WindowFill:
         return max(free_s, unanswered_s[0] + answer_s) if unanswered_s and self._is_trial(unanswered_s[0]) else free_s
 
     def _is_trial(self, sent_s: float) -> bool:
-        if self._cause is _Cause.NO_WINDOW:
-            return True
+        return self._cause is _Cause.NO_WINDOW or self._is_early(sent_s)
+
+    def _is_early(self, sent_s: float) -> bool:
+        """Whether the window may be longer than the time after which this submit was sent."""
         span_s = sent_s - self._log.before(sent_s, self.limit)
         return self._probe_step <= 1 and span_s < (1.0 - PRECISION) * self._accepted_span_s
 
@@ -152,6 +154,10 @@ class WindowFill:
 
     def _find_cause(self, refused_s: float) -> _Cause:
         """Find the cause of a refusal after accepted submits, and lower the number if it is that."""
+        if self.is_known and self._is_early(refused_s):
+            self._since_refusal = 0
+            self._set_count(self.count)
+            return _Cause.LONGER
         failures = 0 if self._since_refusal >= FULL_SHARE * self.count else self._failures + 1
         self._since_refusal = 0
         # A window that was filled again is hardly longer than `_accepted_span_s`: all these submits may be in it.

@@ -120,6 +120,12 @@ def test_few_jobs_in_process(number: int) -> None:
     assert result.rate_limited_per_job <= 0.07
 
 
+def test_a_window_of_a_minute_that_counts_refused_requests() -> None:
+    """A refusal while a shorter length is tried shows a longer window, and no lower number."""
+    case = limiter("sliding window", 55, 58.0)._replace(latency_s=0.04, job_s=2.0)
+    assert judge(case._replace(retry_after="missing", counts_refused=True), 14.0).share >= 0.95
+
+
 @pytest.mark.parametrize("change", [0.5, 2.0])
 @pytest.mark.parametrize("kind", ["fixed window", "sliding window"])
 def test_the_rate_limiter_fills_windows_of_a_changed_limit(kind: str, change: float) -> None:
