@@ -32,6 +32,7 @@ PACE = 16.0  # chosen: a window is filled in a sixteenth of its length
 MIN_PACE = 2.0  # chosen: a window is filled in half of its length at the latest
 PENDING_SHARE = 0.04  # chosen: share of a window; this many submits may be refused together, and may count as well
 PROBE_DELAY_S = 45.0  # chosen: a limit that was raised is followed within a minute or two windows
+CONTINUOUS_WINDOWS = 2  # chosen: after as many submits without a break as two windows allow, none is to be expected
 PROBE_SUBMITS = 50  # chosen: at most one 429 for this many submits
 
 
@@ -64,6 +65,7 @@ class WindowFill:
         self._probe_step = 0
         self._next_probe_s = now_s + PROBE_DELAY_S
         self._since_probe = self._since_refusal = 0  # accepted submits
+        self._since_break = 0  # accepted submits since one after which no answer was awaited
         self._failures = 0
 
     @property
@@ -126,7 +128,9 @@ class WindowFill:
         if self.is_known or self._since_probe > self.count:
             self._known_span_s = self._accepted_span_s
         is_full = self._log.before(math.inf, self.limit) > sent_s - self.window_s
-        if is_full and not self._log.unanswered_s:
+        self._since_break = self._since_break + 1 if self._log.unanswered_s else 0
+        # In a sliding window, submits may follow each other without a break.
+        if is_full and (not self._since_break or self._since_break > CONTINUOUS_WINDOWS * self.limit):
             self._probe(sent_s)
         return True
 

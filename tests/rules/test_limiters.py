@@ -126,6 +126,12 @@ def test_a_window_of_a_minute_that_counts_refused_requests() -> None:
     assert judge(case._replace(retry_after="missing", counts_refused=True), 14.0).share >= 0.95
 
 
+def test_a_sliding_window_without_breaks_that_has_doubled() -> None:
+    """A limit that has doubled is followed although answers are awaited all the time."""
+    case = limiter("sliding window", 100, 10.0, change=2.0)._replace(latency_s=0.5)
+    assert judge(case, 30.0).share >= 0.93
+
+
 @pytest.mark.parametrize("change", [0.5, 2.0])
 @pytest.mark.parametrize("kind", ["fixed window", "sliding window"])
 def test_the_rate_limiter_fills_windows_of_a_changed_limit(kind: str, change: float) -> None:
