@@ -230,6 +230,8 @@ class RateController:
     def _is_about_jobs(self, submit: Submit, refused_s: float, now_s: float) -> bool:
         """Whether the refusal is about the jobs in process. If so, the rate is not lowered."""
         had_cap, estimate = self._jobs.cap is not None, self._search.estimate
+        if self._search.is_probing_window and not had_cap:
+            return False  # Probes are refused at the same number of jobs, if each window is filled fast.
         if self._jobs.explains(submit, refused_s, now_s, self._accepted_since_pause):
             if not had_cap:
                 self._estimate_before_cap = estimate

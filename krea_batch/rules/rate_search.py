@@ -130,6 +130,11 @@ class RateSearch:
             return self._fill.count / self._fill.window_s
         return None if self.estimate.is_first else self.estimate.per_s
 
+    @property
+    def is_probing_window(self) -> bool:
+        """Whether a refusal is to be expected, because a window that is known is probed."""
+        return self._fill is not None and self._fill.is_probing
+
     def free_s(self, unsent: int) -> float:
         """Return when a window has room for a submit, besides `unsent` others that are about to be sent."""
         return -math.inf if self._fill is None else self._fill.free_s(unsent, self._answer_s)

@@ -84,6 +84,11 @@ class WindowFill:
         """Whether a window was filled again after the first one."""
         return self._known_span_s < math.inf
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether a known window was filled, and more is tried: a refusal is to be expected."""
+        return self.is_known and self._probe_step > 0
+
     def pace_per_s(self, answer_s: float) -> float:
         """Return the rate of submits that follow each other, if answers take `answer_s`."""
         per_s = self.limit / self.window_s

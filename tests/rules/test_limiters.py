@@ -120,6 +120,12 @@ def test_few_jobs_in_process(number: int) -> None:
     assert result.rate_limited_per_job <= 0.07
 
 
+def test_a_window_that_is_filled_is_not_taken_for_a_limit_on_jobs() -> None:
+    """Probes of a filled window are refused at the same number of jobs, if about as many end in each window."""
+    case = limiter("fixed window", 80, 50.0)._replace(latency_s=0.14, job_s=30.0, retry_after="missing")
+    assert judge(case, 13.0).share >= 0.98
+
+
 def test_a_window_of_a_minute_that_counts_refused_requests() -> None:
     """A refusal while a shorter length is tried shows a longer window, and no lower number."""
     case = limiter("sliding window", 55, 58.0)._replace(latency_s=0.04, job_s=2.0)
