@@ -169,7 +169,7 @@ class FencedError(LedgerError):
         super().__init__(
             path,
             "this process stood still for too long, and another process has taken over its jobs",
-            "start it again to go on",
+            "it sends nothing more; start it again to go on",
         )
 
 

@@ -10,6 +10,7 @@ when the engine closes stay in the ledger, and the next engine on the run direct
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 import uuid
@@ -25,7 +26,7 @@ import msgspec
 from krea_batch.engine.handle import Handle
 from krea_batch.engine.open_run import OpenRun, RunConfig, open_run
 from krea_batch.engine.outcome_stream import OutcomeStream
-from krea_batch.errors import InputError, JobError, KreaBatchError, RunStopped, SettingsError
+from krea_batch.errors import FencedError, InputError, JobError, KreaBatchError, RunStopped, SettingsError
 from krea_batch.events import Event, Listener
 from krea_batch.gateway.callbacks import CallbackEndpoint, Receive, Scope, Send
 from krea_batch.jobs import Job, Outcome, State, validate_job
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from krea_batch.storage.reference_store import ReferenceStore
 
 T = TypeVar("T")
+log = logging.getLogger("krea_batch")
 
 NOT_STARTED = ("the engine is not started", "use `async with Engine(…)`, or await its `start` first")
 
@@ -59,6 +61,10 @@ class Engine:
     of images: a URL (s3://bucket/prefix), a `Sink`, or None for the run directory. `references` is where local
     reference images are uploaded: such a URL, or a `ReferenceStore`. `rate_limiter` replaces `rate` by one that other
     engines share. `listeners` are called with each event.
+
+    With `shared`, other processes with the same setting may work on the run directory at the same time. If this
+    process stood still for so long that they have taken over its jobs, waiting callers get FencedError, and the
+    engine starts again by itself: another call with the id of such a job waits for the same job.
 
     Raises SettingsError. `start` also raises RunDirError and LedgerError.
     """
@@ -127,6 +133,7 @@ class Engine:
         self._closing = asyncio.Event()
         self._aborting = asyncio.Event()
         self._closed = False
+        self._is_restarting = False
         self._event_streams: list[EventStream] = []
         self._outcome_streams: list[OutcomeStream] = []
 
@@ -278,7 +285,7 @@ class Engine:
         other callers are not affected. Raises InputError if the source cannot be read; the run then stops, and the
         jobs in flight are completed.
         """
-        context, pipeline = self._open_run.context, self._ready_pipeline
+        pipeline, context = await self._ready_pipeline(), self._open_run.context
         producer = pipeline.producer()
         try:
             await self._or_engine_failure(producer.work(jobs))
@@ -318,7 +325,8 @@ class Engine:
 
     async def get(self, job_id: str) -> Handle | None:
         """Return a handle on a job of the run directory by its id, also of an earlier run; None if there is none."""
-        waiter = await self._run_shielded(self._ready_pipeline.waiters.find(job_id))
+        waiters = (await self._ready_pipeline()).waiters
+        waiter = await self._run_shielded(waiters.find(job_id))
         return Handle(job_id, waiter) if waiter else None
 
     async def stream(
@@ -349,6 +357,18 @@ class Engine:
     # ---- the engine's own task ---------------------------------------------------------------------------
 
     async def _main(self) -> None:
+        while True:
+            try:
+                await self._run_once()
+            except FencedError:
+                if self._closing.is_set():
+                    raise
+                log.warning("! this process stood still, and its jobs were taken over; starting again")
+            else:
+                return
+
+    async def _run_once(self) -> None:
+        """Open the run directory, work on it, and close it."""
         try:
             async with AsyncExitStack() as stack:
                 run = self._run = await open_run(stack, self._config, self._callback_endpoint)
@@ -358,16 +378,20 @@ class Engine:
                 try:
                     await run.work(
                         self._callback_endpoint,
-                        on_ready=self._ready.set,
+                        on_ready=self._on_ready,
                         closing=self._closing,
                         aborting=self._aborting,
                     )
                 except BaseException as error:
-                    self._fail_waiters(run, _first(error))
+                    self._end_run(run, _first(error))
                     raise
-                self._fail_waiters(run, run.context.stopped or CLOSED)
+                self._end_run(run, run.context.stopped or CLOSED)
         except BaseExceptionGroup as group:
             raise _first(group) from group
+
+    def _on_ready(self) -> None:
+        self._is_restarting = False
+        self._ready.set()
 
     @property
     def _open_run(self) -> OpenRun:
@@ -375,16 +399,21 @@ class Engine:
             raise InputError(*NOT_STARTED)
         return self._run
 
-    @property
-    def _ready_pipeline(self) -> Pipeline:
-        """The pipeline, once it has taken the jobs of earlier runs. Before that, no job can be found or started."""
+    async def _ready_pipeline(self) -> Pipeline:
+        """Return the pipeline, once it has taken the jobs of earlier runs: before that, no job can be found."""
+        if self._is_restarting:
+            await self._or_engine_failure(self._ready.wait())
         if not self._ready.is_set():
             raise InputError(*NOT_STARTED)
         return self._open_run.pipeline
 
-    def _fail_waiters(self, run: OpenRun, error: BaseException) -> None:
+    def _end_run(self, run: OpenRun, error: BaseException) -> None:
         """Fail all remaining waiters and end the streams, because the stages have ended."""
-        self._closed = True
+        if isinstance(error, FencedError) and not self._closing.is_set():
+            self._is_restarting = True
+            self._ready.clear()
+        else:
+            self._closed = True
         run.context.events.emit_closed()
         run.pipeline.waiters.close(CLOSED if isinstance(error, asyncio.CancelledError) else error)
         for stream in self._event_streams:
@@ -400,7 +429,7 @@ class Engine:
 
     async def _register_job(self, job: Job, tenant: str, *, durable: bool = False) -> tuple[Handle, JobWaiter]:
         """Start a new job, or find the one with its id. Raises JobError and RunStopped."""
-        waiters = self._ready_pipeline.waiters
+        waiters = (await self._ready_pipeline()).waiters
         job = validate_job(job)
         if not job.id:
             job = msgspec.structs.replace(job, id=uuid.uuid4().hex)

@@ -38,7 +38,9 @@ def change_ledger(out: Path, operation: Callable[[Ledger], Any]) -> Any:
 
 def fence(out: Path, run_no: int) -> None:
     """Let another process take a run for dead."""
-    assert change_ledger(out, lambda ledger: ledger.fence(run_no, ledger.live_runs()[run_no - 1].beat))
+    assert change_ledger(
+        out, lambda ledger: ledger.fence(run_no, {run.run_no: run.beat for run in ledger.live_runs()}[run_no])
+    )
 
 
 def run_two(
@@ -117,24 +119,45 @@ def test_jobs_left_by_an_engine_are_taken_over(tmp_path: Path) -> None:
 
 
 def test_the_jobs_of_a_fenced_engine_are_taken_over(tmp_path: Path) -> None:
-    """An engine that was taken for dead raises FencedError. The other one completes its jobs, and charges nothing."""
+    """Callers of an engine that was taken for dead get FencedError. The other one completes its jobs.
+
+    The engine starts again by itself: with the same ids, its callers get the outcomes, and nothing is charged again.
+    """
     gateway = ScriptedGateway()
 
     async def run() -> None:
-        one, two = open_engine(tmp_path, gateway), open_engine(tmp_path, gateway)
-        await one.start()
-        await two.start()
-        handles = [await one.submit(job) for job in make_jobs(5)]
-        fence(tmp_path, 1)
-        with pytest.raises(FencedError):
-            await handles[0]
-        with pytest.raises(FencedError, match="start it again"):
-            await one.aclose()
-        assert {(await two.generate(job)).status for job in make_jobs(5)} == {State.SUCCEEDED}
-        await two.aclose()
+        async with open_engine(tmp_path, gateway) as one, open_engine(tmp_path, gateway) as two:
+            handles = [await one.submit(job) for job in make_jobs(5)]
+            fence(tmp_path, 1)
+            with pytest.raises(FencedError, match="start it again"):
+                await handles[0]
+            again = await asyncio.gather(*(one.generate(job) for job in make_jobs(6)))
+            assert {outcome.status for outcome in again} == {State.SUCCEEDED}
+            assert {(await two.generate(job)).status for job in make_jobs(6)} == {State.SUCCEEDED}
 
     run_virtual(run())
-    assert len(gateway.charged) == 5
+    assert len(gateway.charged) == 6
+    assert query_ledger(tmp_path, "SELECT run_no, fenced FROM runs") == [(1, 1), (2, 0), (3, 0)]
+
+
+def test_an_engine_that_is_fenced_while_it_closes(tmp_path: Path) -> None:
+    """An engine that is closing does not start again: `aclose` raises FencedError."""
+    gateway = ScriptedGateway()
+
+    async def run() -> None:
+        async with open_engine(tmp_path, gateway) as two:
+            one = open_engine(tmp_path, gateway)
+            await one.start()
+            await one.submit(make_jobs(1)[0])
+            closing = asyncio.create_task(one.aclose())
+            await asyncio.sleep(0.1)
+            fence(tmp_path, 2)
+            with pytest.raises(FencedError):
+                await closing
+            assert (await two.generate(make_jobs(1)[0])).status is State.SUCCEEDED
+
+    run_virtual(run())
+    assert len(gateway.charged) == 1
 
 
 @pytest.mark.parametrize("answer", ["accepted", "refused"])
@@ -152,10 +175,9 @@ def test_the_answer_to_a_post_of_a_fenced_engine(tmp_path: Path, answer: str) ->
         fence(tmp_path, 1)
         await asyncio.sleep(3.0)
         assert ledger_states(tmp_path) == {"j0": "ambiguous"}
-        with pytest.raises(FencedError):
-            await one.aclose()
-        await asyncio.sleep(60.0)
+        await asyncio.sleep(80.0)
         assert ledger_states(tmp_path) == {"j0": "succeeded"}
+        await one.aclose()
         await two.aclose()
 
     run_virtual(run())
