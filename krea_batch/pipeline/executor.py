@@ -142,11 +142,14 @@ class TransitionExecutor:
             raise  # The run that fenced this one has done so.
         except LedgerError:
             # The next run finds the POST without a result. The reason may name a request_id, which is nowhere else.
-            log.error("! in doubt but not recorded: job=%s reason=%s", job.id, error.message)
-            out = self._run.settings.out
-            text = f"it is unknown whether job {job.id!r} of {out} was charged: {error.message}"
-            sys.stderr.write(f"krea-batch: {text}\n")
+            self.report_doubt(job, error.message)
             raise
+
+    def report_doubt(self, job: InFlightJob, reason: str) -> None:
+        """Say why it is unknown whether a job was charged, since the ledger cannot take it."""
+        log.error("! in doubt but not recorded: job=%s reason=%s", job.id, reason)
+        text = f"it is unknown whether job {job.id!r} of {self._run.settings.out} was charged: {reason}"
+        sys.stderr.write(f"krea-batch: {text}\n")
 
     async def _spill(self, job: InFlightJob, request_id: str, at: float) -> None:
         """Keep a request_id that the ledger cannot take. It is stored nowhere else, and its image is paid for."""

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from krea_batch.errors import RunStopped
+from krea_batch.errors import LedgerError, RunStopped
 from krea_batch.gateway.wire import CallbackPayload
 from krea_batch.pipeline.charge_budget import Budget
 from krea_batch.pipeline.context import RunContext
@@ -255,7 +255,13 @@ class Submitter:
         if isinstance(verdict, Accepted):
             self._run.count_in_process(job)
         transition = self._decide(job, verdict)
-        if not await self._executor.apply(job, transition):
+        try:
+            is_recorded = await self._executor.apply(job, transition)
+        except LedgerError:
+            if doubt:  # The request_id that a poll has proven may be that of another POST.
+                self._executor.report_doubt(job, doubt)
+            raise
+        if not is_recorded:
             self._run.end_in_process(job)
             message = f"the gateway returned the request_id of another job, {transition.request_id}"
             await self._executor.apply(job, self._decide(job, Ambiguous(f"{doubt}; {message}" if doubt else message)))

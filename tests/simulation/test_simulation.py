@@ -36,7 +36,7 @@ def test_seeds(first: int) -> None:
     assert sum(result.crashes for result in results) > 0
 
 
-@pytest.mark.parametrize("seed", [1358, 2070, 9272])
+@pytest.mark.parametrize("seed", [1358, 2070, 9272, 90033])
 def test_seeds_that_failed_before(seed: int) -> None:
     """Seeds that have found rare bugs pass."""
     assert run_seed(seed).failure == ""
