@@ -125,6 +125,16 @@ def test_the_jobs_of_a_fenced_run_are_taken_over(ledger: Ledger, other: Ledger) 
     assert other.charges() == Charges(charged=2, unknown=1)
 
 
+def test_an_adopted_job_belongs_to_the_run_that_adopts_it(ledger: Ledger, other: Ledger) -> None:
+    """A callback may tell any run the request_id of an ambiguous job. No other run claims the job then."""
+    run_no, _ = start_worker(ledger), start_worker(other)
+    apply_all(ledger, intent())
+    assert fence(other, run_no)
+    assert apply_all(other, lambda ledger: ledger.adopt(1, "r-1", 5.0))
+    assert other.counts() == {State.ACCEPTED: 1}
+    assert apply_all(other, claim(ACCEPTED)) == []
+
+
 def test_claims_are_in_order_and_limited(ledger: Ledger, other: Ledger) -> None:
     """Two workers never claim the same job, and get the oldest ones first."""
     start_worker(ledger)
