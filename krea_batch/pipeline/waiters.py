@@ -136,8 +136,8 @@ class WaiterRegistry:
             self._remove(row.id)
             show_in_notebooks(row, self._run_dir)
             waiter.end(row)
-        elif row.id not in self._run.taken_ids and not self._run.settings.shared:
-            self.fail(row.id)  # A stop left the job to the next run.
+        elif row.id not in self._run.taken_ids and (self._run.stopped or not self._run.settings.shared):
+            self.fail(row.id)  # A stop left the job to another run.
         elif row.status is not State.PENDING:
             waiter.restore(row)
 
