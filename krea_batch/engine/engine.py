@@ -144,7 +144,8 @@ class Engine:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
+        # A run that was fenced ends by itself, once it has recorded the answers to its POSTs: no other run gets them.
+        if kind is not None and not (self._run and self._run.is_fenced):
             self.abort("an exception left the engine's context")
         await self.aclose()
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from krea_batch.errors import RunDirError, RunStopped
+from krea_batch.errors import FencedError, RunDirError, RunStopped
 from krea_batch.events import Listener
 from krea_batch.gateway.callbacks import SECRET_BYTES, CallbackEndpoint, CallbackRouter
 from krea_batch.jobs import Outcome
@@ -85,6 +85,11 @@ class OpenRun:
         self.pipeline = pipeline
         self._results = results
         self._kept = EMPTY_PREFIX  # the rows of results.jsonl that cannot change any more
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether another run has taken over the jobs of this one."""
+        return isinstance(self.context.ledger.failure, FencedError)
 
     async def work(
         self,
