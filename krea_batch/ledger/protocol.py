@@ -390,9 +390,9 @@ class Ledger(LedgerReader, Protocol):
         """Take up to `limit` free jobs in these states for the run of this object, in the order of their numbers."""
 
     def record_late_result(
-        self, run_no: int, job_no: int, result: str, request_id: str = "", at: float = 0.0
+        self, run_no: int | None, job_no: int, result: str, request_id: str = "", at: float = 0.0
     ) -> bool:
-        """Record how a POST ended that a run had sent before it was fenced.
+        """Record how a POST ended that a run had sent before it was fenced; None: whichever run it was.
 
         `result` is `accepted`, with the request_id, or else `refused`, `server_error` or `not_sent`. If the job is
         still ambiguous because of this POST, it is accepted or pending afterwards, and free. Return False if nothing
@@ -409,6 +409,13 @@ class Ledger(LedgerReader, Protocol):
         """Add rate events for the other runs, delete old ones, and return the number of the new row.
 
         Other runs add none until the end of this transaction, if `rate_events` was called in it before.
+        """
+
+    def record_late_doubt(self, run_no: int, job_no: int, error: ErrorInfo, answer: bytes) -> None:
+        """Record why the result of a POST stays unknown that a run had sent before it was fenced.
+
+        The reason may name a request_id that is nowhere else. Nothing is recorded if the job is not ambiguous because
+        of this POST any more.
         """
 
     def reserve_charges(self, count: int, max_charges: int, *, count_server_errors: bool) -> Reservation:

@@ -357,12 +357,9 @@ class SqlLedger(SqlQueries):
         return jobs
 
     def record_late_result(
-        self, run_no: int, job_no: int, result: str, request_id: str = "", at: float = 0.0
+        self, run_no: int | None, job_no: int, result: str, request_id: str = "", at: float = 0.0
     ) -> bool:
-        (submission_no,) = self._row(
-            "SELECT max(submission_no) FROM submissions WHERE job_no = ? AND run_no = ? AND result = 'ambiguous'",
-            (job_no, run_no),
-        )
+        submission_no = self._last_ambiguous(job_no, run_no)
         if submission_no is None or (request_id and self._has_request_id(request_id)):
             return False
         self._execute(
@@ -381,6 +378,23 @@ class SqlLedger(SqlQueries):
             else:
                 self._transition(job_no, Action.RESUBMIT, State.AMBIGUOUS, _NO_END)
         return True
+
+    def record_late_doubt(self, run_no: int, job_no: int, error: ErrorInfo, answer: bytes) -> None:
+        submission_no = self._last_ambiguous(job_no, run_no)
+        if submission_no is None or not self._is_in_doubt_about(job_no, submission_no):
+            return
+        self._execute("UPDATE submissions SET answer = ? WHERE submission_no = ?", (answer or None, submission_no))
+        sql = "UPDATE jobs SET error_kind = ?, error_message = ? WHERE job_no = ?"
+        self._execute(sql, (error.kind, error.message, job_no))
+
+    def _last_ambiguous(self, job_no: int, run_no: int | None) -> int | None:
+        """Return the number of the job's last ambiguous submission, of this run unless it is None."""
+        sql = "SELECT max(submission_no) FROM submissions WHERE job_no = ? AND result = 'ambiguous'"
+        if run_no is None:
+            (submission_no,) = self._row(sql, (job_no,))
+        else:
+            (submission_no,) = self._row(f"{sql} AND run_no = ?", (job_no, run_no))
+        return submission_no  # type: ignore[no-any-return]
 
     def _is_in_doubt_about(self, job_no: int, submission_no: int) -> bool:
         """Return whether a job is ambiguous because of this submission, its last one."""

@@ -118,17 +118,23 @@ class TransitionExecutor:
     async def _record_late(self, job: InFlightJob, transition: Transition) -> None:
         """Record the result of a POST of this run, whose jobs another run has taken over: that one cannot know it."""
         run, at = self._run, self._run.wall_clock()
-        match transition.action:
-            case Action.ACCEPT:
-                result = "accepted"
-            case Action.REVERT | Action.REJECT:
-                result = _uncharged_result(transition)
-            case _:
-                return  # The run that fenced this one knows as much.
+
+        async def record_result(result: str) -> None:
+            request_id = transition.request_id
+            await run.ledger.record_late(Ledger.record_late_result, run.run_no, job.job_no, result, request_id, at)
+
         try:
-            await run.ledger.record_late(
-                Ledger.record_late_result, run.run_no, job.job_no, result, transition.request_id, at
-            )
+            match transition.action:
+                case Action.ACCEPT:
+                    await record_result("accepted")
+                case Action.REVERT | Action.REJECT:
+                    await record_result(_uncharged_result(transition))
+                case Action.MARK_AMBIGUOUS if transition.error:
+                    await run.ledger.record_late(
+                        Ledger.record_late_doubt, run.run_no, job.job_no, transition.error, transition.answer
+                    )
+                case _:
+                    pass  # The run that fenced this one knows as much.
         except LedgerError:
             if transition.request_id:
                 await self._spill(job, transition.request_id, at)
@@ -139,7 +145,7 @@ class TransitionExecutor:
         try:
             return await self._run.record(Ledger.mark_ambiguous, job.job_no, error, at, transition.answer)
         except FencedError:
-            raise  # The run that fenced this one has done so.
+            raise  # `_record_late` records the reason.
         except LedgerError:
             # The next run finds the POST without a result. The reason may name a request_id, which is nowhere else.
             self.report_doubt(job, error.message)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krea_batch.errors import FencedError, InternalError
-from krea_batch.jobs import State
+from krea_batch.jobs import ErrorInfo, State
 from krea_batch.ledger import Charges, Ledger
 from tests.ledger.operations import (
     FINGERPRINT,
@@ -236,6 +236,19 @@ def test_a_late_request_id_of_another_job_is_refused(ledger: Ledger, other: Ledg
     apply_all(other, intent("b"), accept(2, "r-9"))
     assert not ledger.transaction(lambda ledger: ledger.record_late_result(run_no, 1, "accepted", "r-9"))
     assert other.counts() == {State.AMBIGUOUS: 1, State.ACCEPTED: 1}
+
+
+def test_a_late_reason_is_kept(ledger: Ledger, other: Ledger) -> None:
+    """Why the result stays unknown is recorded, since it may name a request_id, unless the job was resubmitted."""
+    run_no = send_and_fence(ledger, other)
+    error = ErrorInfo("ambiguous", "its request_id may be r-9")
+    ledger.transaction(lambda ledger: ledger.record_late_doubt(run_no, 1, error, b"{"))
+    (job,) = other.ambiguous_jobs()
+    assert (job.reason, job.answer) == ("its request_id may be r-9", b"{")
+    assert other.charges() == Charges(unknown=1)
+    apply_all(other, lambda ledger: ledger.resubmit(1))
+    ledger.transaction(lambda ledger: ledger.record_late_doubt(run_no, 1, error, b"{"))
+    assert other.counts() == {State.PENDING: 1}
 
 
 # ---- the limit of charges --------------------------------------------------------------------------------
