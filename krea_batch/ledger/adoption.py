@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,8 @@ log = logging.getLogger("krea_batch")
 def adopt_spill(ledger: Ledger, out: Path) -> None:
     """Record the request_ids of OUT/unrecorded.jsonl in the ledger, and remove the file when that is durable.
 
-    A line stays in the file if its job is neither submitting nor ambiguous, or cannot be read. Idempotent. Blocks.
+    A line stays in the file if no submission of its job is pending or ambiguous, or it cannot be read. Idempotent.
+    Blocks.
     Call it before any decision about ambiguous jobs. Raises OSError, LedgerError.
     """
     lines = read_spill(out)
@@ -32,7 +33,7 @@ def adopt_spill(ledger: Ledger, out: Path) -> None:
 
 
 def adopt_spilled(ledger: Ledger, spilled: Sequence[SpilledId | None]) -> list[bool]:
-    """Record that submitting or ambiguous jobs were accepted. Return for each whether the ledger now has the id."""
+    """Record that jobs were accepted whose result is unknown. Return for each whether the ledger now has the id."""
     return [each is not None and _adopt(ledger, each) for each in spilled]
 
 
@@ -44,8 +45,10 @@ def _adopt(ledger: Ledger, spilled: SpilledId) -> bool:
     if job is None:
         return False
     job_no, state = job
-    accept: dict[State, Callable[[int, str, float], bool]] = {
-        State.SUBMITTING: ledger.mark_accepted,
-        State.AMBIGUOUS: ledger.adopt,
-    }
-    return state in accept and accept[state](job_no, spilled.request_id, spilled.at)
+    match state:
+        case State.SUBMITTING:
+            return ledger.mark_accepted(job_no, spilled.request_id, spilled.at)
+        case State.AMBIGUOUS:
+            return ledger.adopt(job_no, spilled.request_id, spilled.at)
+        case _:  # Another run may have submitted the job again before anyone read the file. The charge counts.
+            return ledger.record_late_result(None, job_no, "accepted", spilled.request_id, spilled.at)

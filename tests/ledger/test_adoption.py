@@ -18,7 +18,7 @@ from krea_batch.ledger.consistency import open_checked
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.maintenance.resolve import AmbiguousJobs
 from krea_batch.storage.spill import SPILL, SpilledId, keep_spill, read_spill, write_spill
-from krea_batch.testing.scripted_gateway import Ambiguous, PollFailed, ScriptedGateway
+from krea_batch.testing.scripted_gateway import ACCEPT, Ambiguous, PollFailed, ScriptedGateway
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, run_jobs
 from tests.virtual_time_runs import run_virtual
 
@@ -50,6 +50,21 @@ def test_no_request_id_is_lost(tmp_path: Path, ambiguous: str) -> None:
     assert not (tmp_path / SPILL).exists()
     charged = query_ledger(tmp_path, "SELECT count(*) FROM submissions WHERE result = 'accepted'")
     assert charged == [(5,)]
+
+
+def test_a_job_that_another_run_has_submitted_again(tmp_path: Path) -> None:
+    """Runs that share a directory may submit a job again before the file is read. Both charges count."""
+    gateway = ScriptedGateway()
+    gateway.submit_script["j0"] = [Ambiguous("cut"), ACCEPT]
+    run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), ambiguous="resubmit"))
+    write_spill(tmp_path, "j0", "krea_first", 5.0)
+    run_virtual(run_jobs(tmp_path, gateway, []))
+    assert query_ledger(tmp_path, "SELECT result, s.request_id = 'krea_first' FROM submissions s") == [
+        ("accepted", 1),
+        ("accepted", 0),
+    ]
+    assert result_statuses(tmp_path) == {"j0": "succeeded"}
+    assert not (tmp_path / SPILL).exists()
 
 
 def test_a_doubt_that_cannot_be_recorded(
