@@ -32,7 +32,7 @@ def fence_run(out: Path) -> None:
 
 
 def test_a_stopped_engine_does_not_wait_for_the_jobs_of_others(tmp_path: Path) -> None:
-    """Whoever waits for a job that another engine has gets RunStopped, as for a job of the engine itself."""
+    """A caller that waits for a job of another engine gets RunStopped, as for a job of the engine itself."""
     gateway = ScriptedGateway()
     gateway.poll_script["j0"] = [Waiting("PROCESSING")]
 
@@ -51,7 +51,7 @@ def test_a_stopped_engine_does_not_wait_for_the_jobs_of_others(tmp_path: Path) -
 
 
 def test_a_fenced_engine_records_what_its_posts_return(tmp_path: Path) -> None:
-    """An engine that was taken for dead waits for the answers to its POSTs, also if its caller leaves it at once."""
+    """An engine that was taken for dead waits for the answers to its POSTs, even if its caller does not wait."""
     gateway = ScriptedGateway()
     gateway.submit_script["j0"] = [(60.0, ACCEPT)]
 

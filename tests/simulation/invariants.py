@@ -31,6 +31,7 @@ from krea_batch.storage.run_dir import RESULTS
 from krea_batch.storage.spill import SPILL, read_spill
 from tests.engine_fixtures import rows_by_id
 from tests.simulation.answers import CANDIDATE, CLEAR, CONFLICT, NOTHING
+from tests.simulation.client_process import ClientProcess
 from tests.simulation.outages import Outage
 from tests.simulation.random_cdn import image_bytes
 from tests.simulation.random_gateway import Post
@@ -50,6 +51,7 @@ class Invariants:
         self._out = scenario.out
         self._gateway = scenario.gateway
         self._ledger = scenario.ledger
+        self.doubted: dict[int, str] = {}  # job ids by the number of a submission whose result was unknown
 
     def check_always(self) -> None:
         """Check what holds after every run and every decision of the user."""
@@ -65,7 +67,7 @@ class Invariants:
             self._check_outage(outage)
         if has_ended:
             assert all(line.startswith("krea-batch: ") for line in stderr.splitlines()), stderr
-            self._check_arrived(stderr, ledger_failed=ledger_failed)
+            self._check_arrived(stderr, self._gateway.process, ledger_failed=ledger_failed)
         if has_ended and not ledger_failed:
             self._check_adopted()
             self.check_results()
@@ -83,10 +85,12 @@ class Invariants:
 
     def _check_charges(self) -> None:
         scenario, charged = self._scenario, Counter(self._gateway.charged.values())
-        sql = "SELECT job_id, result, s.request_id FROM submissions s JOIN jobs USING (job_no)"
+        sql = "SELECT submission_no, job_id, result, s.request_id FROM submissions s JOIN jobs USING (job_no)"
         posts = self._ledger.query(sql)
-        recorded = {request_id: job_id for job_id, _, request_id in posts if request_id}
-        ambiguous = Counter(job_id for job_id, result, _ in posts if result in (None, "ambiguous"))
+        recorded = {request_id: job_id for _, job_id, _, request_id in posts if request_id}
+        in_doubt = {number: job_id for number, job_id, result, _ in posts if result in (None, "ambiguous")}
+        ambiguous = Counter(in_doubt.values())
+        doubted = Counter((self.doubted | in_doubt).values())
         unrecorded = Counter(
             prompt for request_id, prompt in self._gateway.charged.items() if request_id not in recorded
         )
@@ -95,7 +99,7 @@ class Invariants:
         for job_id in scenario.job_ids:
             errors = len(self._gateway.statuses.reported_errors.get(job_id, ()))
             allowed_resubmits = (
-                ambiguous[job_id] + scenario.user_retries[job_id]
+                doubted[job_id] + scenario.user_retries[job_id]
                 if scenario.may_resubmit
                 else scenario.resubmit_decisions[job_id]
             )
@@ -106,15 +110,15 @@ class Invariants:
             maximum = max(len(recorded) + ambiguous.total(), charged.total()) - refunded
             assert maximum <= scenario.max_charges, f"{maximum} charges exceed the limit of {scenario.max_charges}"
 
-    def _check_arrived(self, stderr: str, *, ledger_failed: bool) -> None:
-        """Check that every request_id that the process has read is kept, and was used."""
+    def _check_arrived(self, stderr: str, process: ClientProcess, *, ledger_failed: bool) -> None:
+        """Check that every request_id that a process has read is kept, and was used."""
         spill = self._out / SPILL
         kept = stderr + (spill.read_text("utf-8") if spill.exists() else "")
         kept += str(self._ledger.query("SELECT error_message FROM jobs"))
         recorded = {request_id for (request_id,) in self._ledger.query("SELECT request_id FROM submissions")}
         for post in self._gateway.posts:
-            request_id = post.request_id
-            if request_id and post.is_read and post.finds != NOTHING and request_id not in recorded:
+            request_id, is_read = post.request_id, post.is_read and post.process is process
+            if request_id and is_read and post.finds != NOTHING and request_id not in recorded:
                 if ledger_failed:
                     is_kept = request_id in kept or self._may_be_forgotten(post)
                     assert is_kept, f"{request_id} of {post.prompt} is lost"
@@ -134,10 +138,10 @@ class Invariants:
         if post.finds == CLEAR:
             return False
         if post.finds == CANDIDATE:
-            was_polled = gateway.polled[request_id] or gateway.gives_up_early
+            was_polled = post.process.polled[request_id] or post.process.gives_up_early
             # The answer to a later POST may name it as well, and is then proven or not for that job.
             names_it_too = any(other.finds == CONFLICT and other.other == request_id for other in gateway.posts)
-            if not was_polled or (request_id in gateway.proven and not names_it_too):
+            if not was_polled or (request_id in post.process.proven and not names_it_too):
                 return False
         errors = self._ledger.query("SELECT error_message FROM jobs WHERE job_id = ?", post.prompt)
         return self._may_be_forgotten(post) or request_id in str(errors)

@@ -8,6 +8,7 @@ reply too many leaves it there, and the next request on that connection gets it,
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -101,13 +102,14 @@ class Connection:
 class SimulatedResponse:
     """What `GatewayClient` uses of an aiohttp.ClientResponse; it is its own `content`."""
 
-    def __init__(self, session: SimulatedSession, request: Request, reply: Reply) -> None:
+    def __init__(self, session: SimulatedSession, request: Request, reply: Reply, deadline_s: float) -> None:
         self.status = reply.status
         self.headers = reply.headers
         self.content = self
         self._session = session
         self._request = request
         self._reply = reply
+        self._deadline_s = deadline_s
         # Bytes in a socket take some steps of the event loop to arrive here.
         self._parts: Iterator[Part] = iter((0.0, *reply.parts))
         self._arrived_s = reply.at_s
@@ -133,7 +135,7 @@ class SimulatedResponse:
     async def _wait(self, duration_s: float) -> None:
         self._arrived_s += duration_s  # also while the process stands still
         try:
-            await self._session.wait(self._arrived_s - asyncio.get_running_loop().time())
+            await self._session.wait(self._arrived_s - asyncio.get_running_loop().time(), self._deadline_s)
         except asyncio.CancelledError:
             self._session.server.on_given_up(self._request, self._reply, has_begun=self._has_begun)
             raise
@@ -152,9 +154,16 @@ class SimulatedSession:
     """What `GatewayClient` uses of an aiohttp.ClientSession, with the options of `sessions.open_session`."""
 
     def __init__(
-        self, server: RandomGateway, *, is_kept: bool = False, read_timeout_s: float | None = None, **_: object
+        self,
+        server: RandomGateway,
+        *,
+        is_kept: bool = False,
+        total_timeout_s: float | None = None,
+        read_timeout_s: float | None = None,
+        **_: object,
     ) -> None:
         self.server = server
+        self._total_timeout_s = total_timeout_s
         self._is_kept = is_kept
         self._read_timeout_s = read_timeout_s
         self._connection: Connection | None = None
@@ -169,10 +178,12 @@ class SimulatedSession:
         """Send a GET."""
         return await self._send(Request("GET", str(url), headers))
 
-    async def wait(self, wait_s: float) -> None:
+    async def wait(self, wait_s: float, deadline_s: float) -> None:
         """Wait for what arrives after `wait_s` seconds. Raises aiohttp's time-out if that is too long."""
-        if self._read_timeout_s is not None and wait_s > self._read_timeout_s:
-            await asyncio.sleep(self._read_timeout_s)
+        remaining_s = deadline_s - asyncio.get_running_loop().time()
+        max_wait_s = remaining_s if self._read_timeout_s is None else min(remaining_s, self._read_timeout_s)
+        if wait_s > max(max_wait_s, 0.0):
+            await asyncio.sleep(max(max_wait_s, 0.0))
             raise aiohttp.SocketTimeoutError
         await asyncio.sleep(max(wait_s, 0.0))
 
@@ -196,18 +207,19 @@ class SimulatedSession:
             reply.at_s = now_s + reply.delay_s
             connection.replies.append(reply)
         connection.requests += 1
+        deadline_s = math.inf if self._total_timeout_s is None else now_s + self._total_timeout_s
         reply = connection.replies.popleft()
         if reply.to is not request and not reply.error and reply.names != request.subject:
             connection.strange = f"HTTP {reply.status} for {reply.to.url if reply.to else 'no request'}"
         try:
-            await self.wait(reply.at_s - now_s)
+            await self.wait(reply.at_s - now_s, deadline_s)
         except asyncio.CancelledError:
             self.server.on_given_up(request, reply, has_begun=False)
             raise
         if reply.error:
             self.disconnect()
             raise reply.error
-        return SimulatedResponse(self, request, reply)
+        return SimulatedResponse(self, request, reply, deadline_s)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tests.asgi_client import call_asgi
@@ -35,11 +37,13 @@ class RandomCallbacks:
         loop = asyncio.get_running_loop()
         for _ in range(0 if outcome == "lost" else 2 if outcome == "two" else 1):
             delay_s = random.choice([0.0, 0.3, 4.0, 30.0])
-            loop.call_later(delay_s, lambda: loop.create_task(self._send(outcome, request_id, url)))
+            # The gateway calls: in an empty context, it belongs to no process.
+            send = partial(self._send, outcome, request_id, url)
+            loop.call_later(delay_s, lambda send: loop.create_task(send()), send, context=Context())
 
     async def _send(self, outcome: str, request_id: str, url: str) -> None:
         gateway = self._gateway
-        if gateway.process_crashed or self.app is None:
+        if gateway.process.has_crashed or self.app is None:
             return
         named_request_id = request_id
         if outcome == "for another request":

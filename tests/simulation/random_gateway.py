@@ -20,6 +20,7 @@ from krea_batch.gateway import wire
 from krea_batch.gateway.client import LATE_ANSWER_S
 from tests.simulation import answers
 from tests.simulation.answers import CANDIDATE, CLEAR, CONFLICT, NOTHING, refusal
+from tests.simulation.client_process import CURRENT_PROCESS, ClientProcess
 from tests.simulation.ledger_reader import LedgerFileReader
 from tests.simulation.network import Connection, Reply, Request, broken
 from tests.simulation.outages import Outage, current_outage
@@ -57,11 +58,14 @@ FEW_FAULTS: list[tuple[int, Any]] = [(98, "accept"), (2, refusal(500, "internal"
 class Post:
     """A POST: its prompt, what becomes of it, and the request_id that it is charged under, "" if it is not.
 
-    `finds` says what a client can find in the answer, and `is_read` whether it has read it. `other` is the request_id
-    of another POST that the answer may name as well.
+    `process` has sent it. `finds` says what a client can find in the answer, and `is_read` whether it has read it.
+    `other` is the request_id of another POST that the answer may name as well.
     """
 
-    def __init__(self, prompt: str, random: Random, outcome: Any, outage: Outage | None) -> None:
+    def __init__(
+        self, process: ClientProcess, prompt: str, random: Random, outcome: Any, outage: Outage | None
+    ) -> None:
+        self.process = process
         self.prompt = prompt
         self.random = random
         self.outcome = outcome
@@ -75,8 +79,8 @@ class Post:
 class RandomGateway:
     """The server of a simulation. `violations` lists requests that must not happen.
 
-    `clock` returns the seconds since 1970. What belongs to one process: `posts`, `submit_times_s`, `polled`,
-    `proven`, the outages and the flags; `start_process` clears it.
+    `clock` returns the seconds since 1970. `posts` and the outages are of one process, or of several at the same
+    time; `start_process` clears them.
     """
 
     def __init__(self, seed: int, ledger: LedgerFileReader, clock: Callable[[], float], *, few_faults: bool) -> None:
@@ -97,14 +101,15 @@ class RandomGateway:
 
     def start_process(self, outages: list[Outage], cdn_outages: list[Outage]) -> None:
         """Forget what belongs to the last process. The outages are those of the next one."""
-        self.process_crashed = False  # a request of a crashed process does not reach the gateway
-        self.gives_up_early = False  # the process aborts, or its ledger has failed
+        self._process = ClientProcess()
         self.outages = outages
         self.cdn.outages = cdn_outages
         self.posts: list[Post] = []
-        self.submit_times_s: list[float] = []
-        self.polled: Counter[str] = Counter()
-        self.proven: set[str] = set()  # request_ids for which a poll has returned a readable status
+
+    @property
+    def process(self) -> ClientProcess:
+        """The process that sends a request just now."""
+        return CURRENT_PROCESS.get() or self._process
 
     def random_for(self, *key: str) -> Random:
         """Return the random generator of the next attempt on a subject."""
@@ -116,7 +121,7 @@ class RandomGateway:
 
     async def connect(self, request: Request) -> None:
         """Open a connection. Raises what aiohttp raises if that fails, and CancelledError in a crashed process."""
-        if self.process_crashed:
+        if self.process.has_crashed:
             raise asyncio.CancelledError
         has_key = wire.KEY_HEADER in request.headers
         if has_key != request.url.startswith(GATEWAY):
@@ -126,7 +131,7 @@ class RandomGateway:
 
     def receive(self, request: Request, connection: Connection) -> list[Reply]:
         """Return what the server sends on this connection because of a request."""
-        if self.process_crashed:
+        if self.process.has_crashed:
             raise asyncio.CancelledError
         if connection.strange:
             self.violations.append(f"a connection was used again that had brought {connection.strange}")
@@ -141,7 +146,7 @@ class RandomGateway:
         if isinstance(request.subject, Post):
             self._on_answer_read(request.subject)
         elif reply.names and reply.names == request.subject:
-            self.proven.add(request.subject)
+            self.process.proven.add(request.subject)
 
     def on_given_up(self, request: Request, reply: Reply, *, has_begun: bool) -> None:
         """Learn that the client no longer waits for a reply, of which it has read a part if it `has_begun`."""
@@ -151,7 +156,7 @@ class RandomGateway:
         if has_begun:
             post.finds = CANDIDATE if post.finds == CLEAR else post.finds
             self._on_answer_read(post)
-        if self.process_crashed or self.gives_up_early:
+        if self.process.has_crashed or self.process.gives_up_early:
             post.is_read = False  # A client that is cancelled does not look at what it has read.
             return
         now_s = asyncio.get_running_loop().time()
@@ -176,7 +181,7 @@ class RandomGateway:
         table = FEW_FAULTS if self.few_faults else SUBMIT_OUTCOMES
         outcome = "accept" if self.no_faults else weighted_choice(random, table)
         outage = current_outage(self.outages)
-        self._posts[request] = request.subject = Post(prompt, random, outcome, outage)
+        self._posts[request] = request.subject = Post(self.process, prompt, random, outcome, outage)
         if outage and outage.kind == "not sent":
             outage.prompts_s.append((prompt, asyncio.get_running_loop().time()))
             await asyncio.sleep(0.05)
@@ -188,14 +193,9 @@ class RandomGateway:
 
     def _accept_post(self, request: Request, post: Post) -> list[Reply]:
         """Check a POST, queue and charge its job or not, and answer."""
-        sql = (
-            "SELECT state, result FROM jobs JOIN submissions USING (job_no) WHERE job_id = ?"
-            " ORDER BY submission_no DESC LIMIT 1"
-        )
-        if self.ledger.query(sql, post.prompt) != [("submitting", None)]:
-            self.violations.append(f"a POST of {post.prompt} without a recorded intent")
+        self._check_intent(post)
         now_s = asyncio.get_running_loop().time()
-        self.submit_times_s.append(now_s)
+        self.process.submit_times_s.append(now_s)
         self.posts.append(post)
         outage = post.outage
         is_accepted = isinstance(post.outcome, str) and post.outcome.startswith("accept")
@@ -214,6 +214,14 @@ class RandomGateway:
             post.finds = NOTHING
             return [Reply(408, b"<html>408 Request Time-out</html>"), reply]
         return [reply]
+
+    def _check_intent(self, post: Post) -> None:
+        sql = (
+            "SELECT state, result FROM jobs JOIN submissions USING (job_no) WHERE job_id = ?"
+            " ORDER BY submission_no DESC LIMIT 1"
+        )
+        if self.ledger.query(sql, post.prompt) != [("submitting", None)]:
+            self.violations.append(f"a POST of {post.prompt} without a recorded intent")
 
     def _post_reply(self, request: Request, post: Post) -> Reply:
         delay_s = post.random.choice([0.01, 0.05, 0.1] if self.few_faults else [0.01, 0.1, 0.5, 2.0, 20.0])
@@ -259,7 +267,7 @@ class RandomGateway:
         sql = "SELECT 1 FROM submissions WHERE request_id = ? AND result = 'accepted'"
         if request_id not in self.named and not self.ledger.query(sql, request_id):
             self.violations.append(f"a poll of {request_id}, which is not recorded")
-        self.polled[request_id] += 1
+        self.process.polled[request_id] += 1
         if outage := current_outage(self.outages):
             return [outage.reply(request)]
         return self.statuses.answer(request, connection, request_id)

@@ -129,7 +129,7 @@ class Scenario:
         self.invariants.check_run(
             has_ended=not has_crashed, ledger_failed=plan.ledger_faults.has_failed, stderr=stderr.getvalue()
         )
-        assert max_in_window(self.gateway.submit_times_s) <= plan.per_s + 1, "the rate was exceeded"
+        assert max_in_window(self.gateway.process.submit_times_s) <= plan.per_s + 1, "the rate was exceeded"
 
     async def run_engine(self, plan: RunPlan) -> None:
         """Run an engine until it ends as the plan says."""
@@ -142,7 +142,7 @@ class Scenario:
                     return
                 running = asyncio.create_task(plan.feed(engine, self.jobs))
                 await asyncio.sleep(plan.until_s)
-                self.gateway.gives_up_early |= plan.ending != "stop"
+                self.gateway.process.gives_up_early |= plan.ending != "stop"
                 if plan.ending == "leave":
                     running.cancel()
                     raise LookupError
@@ -157,11 +157,11 @@ class Scenario:
 
     def on_crash(self) -> None:
         """Cut the process off: nothing of it reaches the gateway any more."""
-        self.gateway.process_crashed = True
+        self.gateway.process.has_crashed = True
         self.ledger.close()
 
     def on_ledger_failure(self) -> None:
-        self.gateway.gives_up_early = True
+        self.gateway.process.gives_up_early = True
 
     # ---- decisions of the user ---------------------------------------------------------------------------
 
