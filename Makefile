@@ -41,6 +41,7 @@ docs: $(VENV)/.dev
 
 simtest: $(VENV)/.dev
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+	$(BIN)/python -m tests.simulation --workers --seeds $(SEEDS)
 
 crashtest: $(VENV)/.dev
 	TMPDIR=$${TMPDIR:-/var/tmp} KILLS=$(KILLS) $(BIN)/python -m pytest tests/crash -v -rsP

@@ -18,6 +18,18 @@ listeners          a listener that raises or blocks
 weighted_choice    choose from a table
 planted_faults     deliberate bugs that the simulation must find
 
-    make simtest SEEDS=10000                       run this many seeds on all cores
-    python -m tests.simulation --seed 4711         run one seed again, with exactly the same steps
+Several workers on one run directory at the same time, which crash, stand still or lose their ledger:
+
+workers_scenario       one seed: workers that join, meet faults and end
+worker_plan            what the seed decides about one worker
+worker_invariants      what must hold besides `invariants`
+workers_gateway        the gateway, which also checks that a POST is sent by the run that has the job
+worker_loop            one event loop for all workers, each of which can crash or stand still
+worker_faults          what a killed worker leaves, and ledgers that are cut off
+client_process         what the gateway knows of one process
+planted_worker_faults  deliberate bugs of workers
+
+    make simtest SEEDS=10000                           run this many seeds of each kind on all cores
+    python -m tests.simulation --seed 4711             run one seed again, with exactly the same steps
+    python -m tests.simulation --workers --seed 4711   the same with several workers
 """
