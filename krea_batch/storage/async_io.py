@@ -26,11 +26,16 @@ class DiskThreads:
 
 
 async def run_to_completion(work: asyncio.Future[T]) -> T:
-    """Await work in a thread. A cancellation waits for it, too, so that nothing else uses the same file meanwhile."""
+    """Await work in a thread. A cancellation waits for it, too, so that nothing else uses the same file meanwhile.
+
+    If the work fails after a cancellation, its error has no one to go to: the caller ends for another reason.
+    """
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()
         raise
 
 
