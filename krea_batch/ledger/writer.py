@@ -64,7 +64,13 @@ class LedgerWriter:
 
         Cancelling the caller does not undo it. Raises LedgerError if the disk fails, and from then on for every call.
         """
-        result: T = await self._enqueue(Operation(transition, args, kwargs))
+        future = self._enqueue(Operation(transition, args, kwargs))
+        try:
+            result: T = await future
+        except asyncio.CancelledError:
+            if not future.cancelled():  # The commit failed in the moment of the cancellation, which the caller gets.
+                future.exception()
+            raise
         return result
 
     def record_later(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any, ParamSpec, TypeVar
 
+import anyio
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -31,12 +33,14 @@ async def run_to_completion(work: asyncio.Future[T]) -> T:
     If the work fails after a cancellation, its error has no one to go to: the caller ends for another reason.
     """
     try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
         await asyncio.wait([work])
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):  # anyio cancels a task again and again until it leaves its scope
+            await asyncio.wait([work])
         if not work.cancelled():
             work.exception()
         raise
+    return work.result()
 
 
 class MinInterval:
