@@ -193,7 +193,7 @@ class SqlQueries(ABC):
         return bytes(row[0]), bytes(row[1]), bytes(row[2])
 
     def fingerprints(self, job_ids: Sequence[str]) -> dict[str, bytes]:
-        placeholders = ",".join("?" * len(job_ids))
+        placeholders = placeholders_for(job_ids)
         rows = self._rows(f"SELECT job_id, fingerprint FROM jobs WHERE job_id IN ({placeholders})", job_ids)
         return {job_id: bytes(fingerprint) for job_id, fingerprint in rows}
 
@@ -214,7 +214,7 @@ class SqlQueries(ABC):
         return outcome_of(row) if row else None
 
     def find_jobs(self, job_ids: Sequence[str]) -> list[Outcome]:
-        sql = f"SELECT {OUTCOME_COLUMNS} FROM jobs WHERE job_id IN ({','.join('?' * len(job_ids))}) ORDER BY job_no"
+        sql = f"SELECT {OUTCOME_COLUMNS} FROM jobs WHERE job_id IN ({placeholders_for(job_ids)}) ORDER BY job_no"
         return [outcome_of(row) for row in self._rows(sql, job_ids)]
 
     def outcomes(self, after_job_no: int, limit: int) -> tuple[list[Outcome], int | None]:
@@ -300,7 +300,7 @@ class SqlQueries(ABC):
     def known_jobs(self, job_ids: Sequence[str]) -> dict[str, KnownJob]:
         rows = self._rows(
             "SELECT job_id, job_no, state, attempts, request_id FROM jobs"
-            f" WHERE job_id IN ({','.join('?' * len(job_ids))})",
+            f" WHERE job_id IN ({placeholders_for(job_ids)})",
             job_ids,
         )
         return {
@@ -309,12 +309,12 @@ class SqlQueries(ABC):
         }
 
     def known_request_ids(self, request_ids: Sequence[str]) -> dict[str, int]:
-        placeholders = ",".join("?" * len(request_ids))
+        placeholders = placeholders_for(request_ids)
         sql = f"SELECT request_id, job_no FROM submissions WHERE request_id IN ({placeholders})"
         return dict(self._rows(sql, request_ids))
 
     def accepted_files(self, names: Sequence[str]) -> dict[str, tuple[str, ...] | None]:
-        placeholders = ",".join("?" * len(names))
+        placeholders = placeholders_for(names)
         rows = self._rows(
             f"SELECT job_id, {_FILES_SQL} FROM jobs WHERE job_id IN ({placeholders}) AND request_id IS NOT NULL"
             f" AND image_name IS NULL UNION ALL SELECT image_name, {_FILES_SQL} FROM jobs"
@@ -328,7 +328,7 @@ class SqlQueries(ABC):
         return _paths_by_name((folded, files) for name, files in rows if (folded := name.casefold()) in folded_names)
 
     def accepted_ids(self, job_ids: Sequence[str]) -> set[str]:
-        placeholders = ",".join("?" * len(job_ids))
+        placeholders = placeholders_for(job_ids)
         sql = f"SELECT job_id FROM jobs WHERE job_id IN ({placeholders}) AND request_id IS NOT NULL"
         return {job_id for (job_id,) in self._rows(sql, job_ids)}
 
@@ -373,3 +373,8 @@ def _paths_by_name(rows: Iterable[tuple[str, str | None]]) -> dict[str, tuple[st
         else:
             paths[name] = (*others, *(file.path for file in read_files(files)))
     return paths
+
+
+def placeholders_for(values: Collection[object]) -> str:
+    """Return the placeholders of a list in SQL, which finds nothing if there are no values."""
+    return ",".join("?" * len(values)) or "NULL"

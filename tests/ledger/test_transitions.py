@@ -486,3 +486,9 @@ def test_no_order_of_transitions_breaks_the_invariants(new_ledger: Callable[[], 
 
 def _recover(ledger: Ledger) -> None:
     ledger.recover(max_attempts=100, resubmit_ambiguous=False)
+
+
+def test_questions_about_no_jobs(ledger: Ledger) -> None:
+    """Callers may have no job to ask about; then nothing is found."""
+    assert (ledger.fingerprints([]), ledger.known_jobs([]), ledger.known_request_ids([])) == ({}, {}, {})
+    assert (ledger.find_jobs([]), ledger.accepted_files([]), ledger.accepted_ids([])) == ([], {}, set())
