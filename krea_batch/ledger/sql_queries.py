@@ -132,7 +132,7 @@ class SqlQueries(ABC):
         sql = (
             "SELECT run_no, worker, started_at, beat, count(state) FILTER (WHERE state IN"
             " ('submitting', 'accepted', 'finished')), count(state) FILTER (WHERE state = 'pending')"
-            f" FROM runs LEFT JOIN (SELECT run_no, state FROM jobs WHERE {OPEN_JOBS}) USING (run_no)"
+            f" FROM runs LEFT JOIN (SELECT run_no, state FROM jobs WHERE {OPEN_JOBS}) AS own USING (run_no)"
             f" WHERE {LIVE_RUNS} GROUP BY run_no ORDER BY run_no"
         )
         return [LiveRun(*row) for row in self._rows(sql)]

@@ -492,3 +492,12 @@ def test_questions_about_no_jobs(ledger: Ledger) -> None:
     """Callers may have no job to ask about; then nothing is found."""
     assert (ledger.fingerprints([]), ledger.known_jobs([]), ledger.known_request_ids([])) == ({}, {}, {})
     assert (ledger.find_jobs([]), ledger.accepted_files([]), ledger.accepted_ids([])) == ([], {}, set())
+
+
+def test_the_workers_of_a_run(ledger: Ledger) -> None:
+    """Each live run is listed with its jobs, also one that has none."""
+    ledger.bind_run(ledger.transaction(lambda each: each.start_run("g", "v", 1.0, worker="one:1")))
+    ledger.transaction(intent())
+    ledger.transaction(lambda each: each.start_run("g", "v", 2.0, worker="two:2"))
+    (workers,) = ledger.read(Ledger.workers)
+    assert [(each.worker, each.in_flight, each.pending) for each in workers] == [("one:1", 1, 0), ("two:2", 0, 0)]
