@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +24,7 @@ from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.ledger.writer import Operation, commit
 from tests.ledger.operations import METADATA, REQUEST_BODY, STORE_ERROR, accept, apply_all, finish, intent
 from tests.postgres_server import PostgresServer, find_programs, shared_server
-from tests.processes import PROCESS_TIMEOUT_S
+from tests.processes import PROCESS_TIMEOUT_S, run_command
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed, so no test of PostgreSQL runs")
 
@@ -444,3 +446,53 @@ def test_psycopg_is_not_installed(out: Path) -> None:
     )
     assert "pip install 'krea-batch[postgres]'" in process.stdout
     assert process.stderr == ""
+
+
+# ---- the password ----------------------------------------------------------------------------------------
+
+_GREEDY_SERVER_ASKS = b"R" + (8).to_bytes(4, "big") + (3).to_bytes(4, "big")  # AuthenticationCleartextPassword
+
+
+class GreedyServer:
+    """A server that asks each client for its password, as one that a foreign ledger.toml names could do."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        self.received = b""
+
+    @property
+    def url(self) -> str:
+        return (
+            f"postgresql://krea@127.0.0.1:{self._listener.getsockname()[1]}/krea?sslmode=disable&gssencmode=disable"
+        )
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with client, suppress(ConnectionError):
+                client.recv(4096)
+                client.sendall(_GREEDY_SERVER_ASKS)
+                self.received += client.recv(4096)
+
+
+def test_a_server_that_asks_for_the_password(tmp_path: Path) -> None:
+    """It does not get it: ledger.toml may name any server, and PGPASSWORD is that of another one."""
+    with closing(GreedyServer()) as greedy:
+        (tmp_path / "ledger.toml").write_text(f'url = "{greedy.url}"\nbatch = "cats"\n')
+        done = run_command("status", ".", cwd=tmp_path, PGPASSWORD="very-secret")
+        assert done.returncode == 2
+        assert "authentication method requirement" in done.stderr
+        assert b"very-secret" not in greedy.received
+        assert "very-secret" not in done.stdout + done.stderr
+        done = run_command("status", ".", cwd=tmp_path, PGPASSWORD="p", PGREQUIREAUTH="password")
+        assert b"p\0" in greedy.received, "the environment may allow it"

@@ -1,5 +1,8 @@
 """Connects to PostgreSQL, and tells which errors will pass.
 
+The server never gets the password itself, only a proof that the client knows it (SCRAM): `ledger.toml` may come from
+somewhere else, and its server would learn the PGPASSWORD of everyone who opens the run directory.
+
 Nothing depends on the session: PgBouncer in transaction mode gives each transaction to another one. So there are no
 prepared statements, and each transaction sets what it needs.
 """
@@ -7,6 +10,7 @@ prepared statements, and each transaction sets what it needs.
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import psycopg
@@ -33,6 +37,10 @@ _DEFAULTS = {
     "application_name": "krea-batch",
 }
 
+# Without it, libpq sends the password if the server asks for it (PostgreSQL, "require_auth").
+_NO_PASSWORD = {"require_auth": "!password"}
+_REQUIRE_AUTH_VERSION = 160000  # of libpq
+
 _PASSING = (
     "08",  # connection exception
     "40",  # transaction rollback: deadlock, serialization failure
@@ -50,6 +58,8 @@ def connect(address: LedgerAddress, *, read_only: bool) -> psycopg.Connection[An
     given = conninfo_to_dict(address.url)
     # Where the URL has several hosts, the standbys among them cannot be written.
     defaults: dict[str, Any] = _DEFAULTS | ({} if read_only else {"target_session_attrs": "read-write"})
+    if "PGREQUIREAUTH" not in os.environ and psycopg.pq.version() >= _REQUIRE_AUTH_VERSION:
+        defaults |= _NO_PASSWORD
     conninfo = make_conninfo(address.url, **{name: value for name, value in defaults.items() if name not in given})
     return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
 
