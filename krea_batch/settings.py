@@ -13,7 +13,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, get_origin, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
@@ -251,6 +251,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             help="Work on the run directory together with other processes of this machine, each with this option."
         ),
     ] = False
+    ledger: Annotated[
+        str | None,
+        Option(
+            metavar="URL",
+            none_means="OUT/ledger.db",
+            help="Keep the ledger in PostgreSQL, for processes on several machines: postgresql://user@host/database. "
+            "The password comes from PGPASSWORD or ~/.pgpass. Implies --shared.",
+        ),
+    ] = None
+    batch: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            none_means="the name of OUT",
+            help="Name of the run in the database of --ledger; the same on all machines.",
+        ),
+    ] = None
     sink: Annotated[
         str | None,
         Option(
@@ -324,6 +341,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"{parts.scheme}://{parts.hostname}"
 
     @property
+    def batch_name(self) -> str:
+        """The name of the run in the database of `ledger`."""
+        return self.batch or self.out.absolute().name
+
+    @property
     def allowed_networks(self) -> tuple[IPNetwork, ...]:
         """The networks of `allow_networks`."""
         return tuple(map(_parse_network, self.allow_networks))
@@ -336,8 +358,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             url = getattr(self, name)
             if url is not None and (problem := _object_store_problem(url)):
                 raise SettingsError(name, problem, "use e.g. s3://bucket/folder")
+        self._check_ledger()
         for name, option in OPTIONS.items():
             _check_range(name, option, getattr(self, name))
+
+    def _check_ledger(self) -> None:
+        if self.ledger is None:
+            if self.batch is not None:
+                raise SettingsError("batch", "requires ledger", "pass the URL of the database as ledger")
+            return
+        if url_problem := ledger_url_problem(self.ledger):
+            raise SettingsError("ledger", *url_problem)
+        if problem := batch_problem(self.batch_name):
+            raise SettingsError("batch", problem, "pass the same name on all machines: batch=cats")
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -371,6 +404,39 @@ def _object_store_problem(url: str) -> str | None:
     if not parts.netloc or _INVALID_IN_URLS.search(url) or "//" in parts.path or "/../" in f"{parts.path}/":
         return f"{url!r} does not name a bucket and folder"
     return None
+
+
+_BATCH = re.compile(r"[a-z0-9][a-z0-9_-]{0,49}")  # with a prefix, it fits into the 63 bytes of a PostgreSQL name
+_PASSWORD_OPTIONS = {"password", "passfile", "require_auth", "service"}  # of libpq
+
+
+def ledger_url_problem(url: str) -> tuple[str, str] | None:
+    """Return what is wrong with the URL of a database and what would be right; None if nothing is.
+
+    A URL does not say how a password is sent, or which file it is read from: the URL in a run directory may be
+    another person's. A password in the URL is not repeated.
+    """
+    if not url.startswith(("postgresql://", "postgres://")):
+        return "the url does not start with postgresql://", "use e.g. postgresql://krea@db.example/krea"
+    try:
+        parts = urlsplit(url)
+        has_password = parts.password is not None
+    except ValueError:
+        return "the url is not a valid URL", "use e.g. postgresql://krea@db.example/krea"
+    options = _PASSWORD_OPTIONS & parse_qs(parts.query, keep_blank_values=True).keys()
+    if has_password or "password" in options:
+        return "the url has a password", "pass it in PGPASSWORD, or write it into ~/.pgpass"
+    if options:
+        name = min(options)
+        return f"the url sets {name}", f"set it in the environment: PG{name.replace('_', '').upper()}"
+    return None
+
+
+def batch_problem(name: str) -> str | None:
+    """Return what is wrong with the name of a batch, or None."""
+    if _BATCH.fullmatch(name):
+        return None
+    return f"{name[:60]!r} is not up to 50 lower-case letters, digits, '_' and '-'"
 
 
 def _gateway_problem(url: str) -> str | None:

@@ -251,7 +251,8 @@ def changed_value(name: str) -> Any:
         "rate": Rate(3.0, "3/s"), "poll_rate": Rate(7.0, "7/s"), "shared_quota": True, "sink": "s3://bucket/folder",
         "references": "s3://bucket/refs", "count_server_errors": True,
         "ambiguous": AmbiguousPolicy.RESUBMIT, "gateway": "https://gateway.example",
-        "webhook": Webhook(listen="127.0.0.1:0"), "allow_networks": ("10.0.0.0/8",),
+        "webhook": Webhook(listen="127.0.0.1:0"), "allow_networks": ("10.0.0.0/8",), "batch": "cats",
+        "ledger": "postgresql://db.example/krea",
     }  # fmt: skip
     return values.get(name, 7)
 
@@ -262,7 +263,8 @@ def test_the_engine_passes_each_setting_on(name: str) -> None:
     value = changed_value(name)
     default = getattr(Settings(out=OUT_DIR), name)
     assert value != default
-    engine = Engine(OUT_DIR, api_key="key", **{name: value})
+    others = {"ledger": changed_value("ledger")} if name == "batch" else {}
+    engine = Engine(OUT_DIR, api_key="key", **others | {name: value})
     assert getattr(engine.settings, name) == value
 
 

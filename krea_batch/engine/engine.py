@@ -30,7 +30,7 @@ from krea_batch.errors import FencedError, InputError, JobError, KreaBatchError,
 from krea_batch.events import Event, Listener
 from krea_batch.gateway.callbacks import CallbackEndpoint, Receive, Scope, Send
 from krea_batch.jobs import Job, Outcome, State, validate_job
-from krea_batch.ledger import Charges, Ledger
+from krea_batch.ledger import Charges, Ledger, is_in_database
 from krea_batch.pipeline.event_stream import EventStream
 from krea_batch.pipeline.pipeline import Pipeline
 from krea_batch.pipeline.protocols import Gateway
@@ -93,6 +93,8 @@ class Engine:
         count_server_errors: bool | None = None,
         max_identical_failures: int | None = None,
         shared: bool | None = None,
+        ledger: str | None = None,
+        batch: str | None = None,
         sink: Sink | str | None = None,
         references: ReferenceStore | str | None = None,
         gateway: str | None = None,
@@ -105,12 +107,15 @@ class Engine:
         given = {name: value for name, value in locals().items() if name in OPTIONS and value is not None}
         if rate_limiter is not None and "rate" in given:
             raise SettingsError("rate", "cannot be combined with rate_limiter, which has its own rate")
-        if rate_limiter is not None and given.get("shared"):
-            raise SettingsError("rate_limiter", "cannot be combined with shared", "the runs share one rate anyway")
         for name in ("sink", "references"):
             if not isinstance(given.get(name, ""), str):
                 del given[name]
         self.settings = _settings(out, settings, given)
+        if self.settings.ledger or is_in_database(self.settings.out):
+            # Whether runs on other machines use a ledger in a database, no lock of the directory says.
+            self.settings = msgspec.structs.replace(self.settings, shared=True)
+        if rate_limiter is not None and self.settings.shared:
+            raise SettingsError("rate_limiter", "cannot be combined with shared", "the runs share one rate anyway")
         if rate_limiter is not None:
             self.settings = msgspec.structs.replace(self.settings, rate=rate_limiter.rate)
         self._config = RunConfig(

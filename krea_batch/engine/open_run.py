@@ -28,6 +28,7 @@ from krea_batch.ledger import (
     MAX_TRANSACTION_ROWS,
     Ledger,
     LedgerWriter,
+    bind_database,
     open_ledger,
     pages,
     read_outcomes,
@@ -225,7 +226,9 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
     run_dir = RunDir(settings.out)
     await _lock(run_dir, shared=settings.shared)
     stack.callback(run_dir.unlock)
-    ledger = await open_ledger(run_dir.path, alone=run_dir.is_alone, shared=settings.shared)
+    if settings.ledger:
+        await asyncio.to_thread(bind_database, settings)
+    ledger = await open_ledger(run_dir.path, alone=run_dir.is_alone)
     stack.push_async_callback(ledger.close)
     if settings.shared:
         run_dir.share()

@@ -29,11 +29,11 @@ from krea_batch.engine.child_process import child_environment, python_command
 from krea_batch.gallery.report import item, render_page, script_csp_source
 from krea_batch.gallery.thumbnails import ThumbnailCache, local_image_path
 from krea_batch.jobs import FINAL, Outcome
-from krea_batch.ledger import LedgerReader, read_ledger
+from krea_batch.ledger import LedgerReader, RunObserver, read_ledger
 from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.image_types import MEDIA_TYPES
 from krea_batch.storage.outputs import path_text
-from krea_batch.storage.run_dir import SIMULATOR_STATE_FILE, is_locked, require_run
+from krea_batch.storage.run_dir import SIMULATOR_STATE_FILE, require_run
 
 REFRESH_INTERVAL_S = 1.0  # chosen: short enough for a person who watches
 MAX_RETRY_BODY_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest ids
@@ -67,6 +67,7 @@ class Gallery:
     def __init__(self, out: Path) -> None:
         require_run(out)
         self.out = out
+        self._observer = RunObserver(out)
         self.secret = secrets.token_urlsafe()
         self.token = secrets.token_urlsafe()
         self.retrying = False
@@ -126,8 +127,8 @@ class Gallery:
             self._subscribers.discard(queue)
 
     def _read_changes(self) -> list[tuple[int, Outcome]]:
-        running = is_locked(self.out)  # before the ledger, so that the last changes of a run are not missed
         with read_ledger(self.out) as store:
+            running = self._observer.is_running(store)
             counts, run = store.read(LedgerReader.counts, LedgerReader.latest_run)
             ended = Counter(outcome.status for outcome in self._outcomes.values() if outcome.status in FINAL)
             # If a final state has fewer jobs than before, jobs that had ended were resubmitted.

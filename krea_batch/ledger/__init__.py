@@ -7,6 +7,7 @@ sqlite       SqliteLedger: the ledger in a file
 postgres     PostgresLedger: the ledger in a database
 opening      opens the ledger of a run directory
 consistency  compares the ledger with results.jsonl and images/ before anything is sent
+live_runs    tells whether any process works on a run
 adoption     records the request_ids that the ledger could not take when they arrived
 waiting      waits while a ledger cannot be used for a time
 writer       LedgerWriter: many transitions in one commit, on the ledger's own thread
@@ -15,7 +16,8 @@ paging       iterates over rows in pages
 """
 
 from krea_batch.ledger.consistency import find_known_jobs, open_checked, open_ledger
-from krea_batch.ledger.opening import read_ledger, snapshot_ledger
+from krea_batch.ledger.live_runs import RunObserver, fence_dead_runs
+from krea_batch.ledger.opening import bind_database, inspect_database, is_in_database, read_ledger, snapshot_ledger
 from krea_batch.ledger.paging import pages, read_outcomes
 from krea_batch.ledger.protocol import Ledger, LedgerReader
 from krea_batch.ledger.rows import AmbiguousJob, Charges, JobTiming, LiveRun, OpenJob, RunRecord
@@ -31,8 +33,13 @@ __all__ = [
     "LedgerWriter",
     "LiveRun",
     "OpenJob",
+    "RunObserver",
     "RunRecord",
+    "bind_database",
+    "fence_dead_runs",
     "find_known_jobs",
+    "inspect_database",
+    "is_in_database",
     "open_checked",
     "open_ledger",
     "pages",

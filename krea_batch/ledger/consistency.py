@@ -51,9 +51,9 @@ class RowHead(msgspec.Struct, frozen=True):
 _read_head = msgspec.json.Decoder(RowHead).decode
 
 
-async def open_ledger(out: Path, *, alone: bool, shared: bool) -> LedgerWriter:
+async def open_ledger(out: Path, *, alone: bool) -> LedgerWriter:
     """Call `open_checked` in a thread, and return a writer for use on this event loop."""
-    opening = asyncio.get_running_loop().run_in_executor(None, partial(open_checked, out, alone=alone, shared=shared))
+    opening = asyncio.get_running_loop().run_in_executor(None, partial(open_checked, out, alone=alone))
     try:
         return LedgerWriter(await run_to_completion(opening))
     except asyncio.CancelledError:
@@ -62,20 +62,20 @@ async def open_ledger(out: Path, *, alone: bool, shared: bool) -> LedgerWriter:
         raise
 
 
-def open_checked(out: Path, *, alone: bool = True, shared: bool = False) -> Ledger:
+def open_checked(out: Path, *, alone: bool = True) -> Ledger:
     """Check the run directory, which is locked, and open its ledger.
 
     With `alone`, no other process has the directory: the request_ids are recorded that the ledger could not take, and
-    all runs that have not ended are fenced, since their processes were killed. With `shared`, a ledger in a database
-    may have runs on other machines, which are not fenced here. Raises RunDirError as `check_run_dir`
-    does, LedgerError, and OSError. Blocks.
+    all runs that have not ended are fenced, since their processes were killed. A ledger in a database may have runs
+    on other machines, which are not fenced here. Raises RunDirError as `check_run_dir` does, LedgerError, and
+    OSError. Blocks.
     """
     check_run_dir(out)
     ledger = open_for_changes(out)
     try:
         if alone:
             adopt_spill(ledger, out)
-        if alone and not (shared and is_in_database(out)):
+        if alone and not is_in_database(out):
             # A POST without a result may be charged, so its job must be ambiguous before anything is decided.
             ledger.transaction(Ledger.fence_others)
     except BaseException:

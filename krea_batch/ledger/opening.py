@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from krea_batch.errors import RunDirError
-from krea_batch.ledger.postgres.ledger_address import read_address
+from krea_batch.ledger.postgres.ledger_address import LedgerAddress, read_address, write_address
 from krea_batch.ledger.protocol import Ledger, LedgerReader
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.ledger.sqlite.database import wal_of
+from krea_batch.settings import Settings
 from krea_batch.storage.run_dir import LEDGER, LEDGER_ADDRESS, file_size
 
 if TYPE_CHECKING:
-    from krea_batch.ledger.postgres.postgres_ledger import PostgresLedger
+    from krea_batch.ledger.postgres.postgres_ledger import PostgresLedger, ServerReport
 
 
 def open_for_changes(out: Path) -> Ledger:
@@ -27,6 +28,45 @@ def open_for_changes(out: Path) -> Ledger:
 def is_in_database(out: Path) -> bool:
     """Return whether the ledger of a run directory is in a database, which other machines can use as well."""
     return (out / LEDGER_ADDRESS).exists()
+
+
+def bind_database(settings: Settings, *, batch_exists: bool = False) -> None:
+    """Write where the ledger is into the run directory, if `settings.ledger` says it; or check that it is the same.
+
+    It is written only if the database can be reached, and, with `batch_exists`, has the batch: a name that is
+    mistyped would otherwise start a run from nothing, and pay for its jobs again. Raises RunDirError. Blocks.
+    """
+    if settings.ledger is None:
+        return
+    out, path = settings.out, settings.out / LEDGER_ADDRESS
+    if recorded := read_address(out):
+        if (recorded.url, settings.batch or recorded.batch) != (settings.ledger, recorded.batch):
+            given = f"not {settings.ledger}" + (f" and batch {settings.batch!r}" if settings.batch else "")
+            raise RunDirError(
+                path,
+                f"its ledger is at {recorded.url}, batch {recorded.batch!r}, {given}",
+                f"use another run directory; if the database has moved, correct {LEDGER_ADDRESS}",
+            )
+        return
+    address = LedgerAddress(settings.ledger, settings.batch_name)
+    exists = _postgres_ledger(out).exists(path, address)
+    if batch_exists and not exists:
+        problem = f"{settings.ledger} has no batch {address.batch!r}"
+        raise RunDirError(out, problem, "check --batch, or start the run first, with krea-batch run")
+    write_address(out, address)
+
+
+def inspect_database(settings: Settings) -> tuple[LedgerAddress, ServerReport] | None:
+    """Return where a run would have its ledger, and what its server is like; None if it is in the run directory.
+
+    Nothing is written. Raises RunDirError, also if the server cannot be reached. Blocks.
+    """
+    address = read_address(settings.out)
+    if settings.ledger and address is None:
+        address = LedgerAddress(settings.ledger, settings.batch_name)
+    if address is None:
+        return None
+    return address, _postgres_ledger(settings.out).inspect(settings.out / LEDGER_ADDRESS, address)
 
 
 def read_ledger(out: Path) -> AbstractContextManager[LedgerReader]:

@@ -20,6 +20,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from krea_batch.errors import KreaBatchError, LedgerError
 from krea_batch.jobs import Outcome
+from krea_batch.ledger.opening import is_in_database
 from krea_batch.ledger.paging import pages
 from krea_batch.ledger.protocol import Ledger
 from krea_batch.rules.lease import Lease
@@ -195,7 +196,8 @@ def maintain(ledger: Ledger) -> None:
     """Record how far results.jsonl goes, and keep the ledger small. The next commit repeats it if it fails."""
     try:
         # Every row in the file is of a job whose end is in the ledger: rows are written after the commit.
-        mark = mark_results(ledger.path.with_name(RESULTS))
+        # For a ledger in a database, there is one on each machine, and each start reads all of it.
+        mark = None if is_in_database(ledger.path.parent) else mark_results(ledger.path.with_name(RESULTS))
         if mark and [mark] != ledger.read(Ledger.results_mark):
             ledger.transaction(functools.partial(Ledger.set_results_mark, mark=mark))
         ledger.maintain()

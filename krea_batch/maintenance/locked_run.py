@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from krea_batch.ledger import Ledger, LedgerWriter, open_checked
+from krea_batch.ledger import Ledger, LedgerWriter, fence_dead_runs, open_checked
 from krea_batch.storage.results_file import ResultsFile
 from krea_batch.storage.run_dir import RunDir, require_run
 
@@ -22,7 +22,8 @@ from krea_batch.storage.run_dir import RunDir, require_run
 class LockedRun:
     """A context manager that locks a run directory. Use it where no event loop is running.
 
-    `is_alone` is whether no run works on it; else runs that share it go on with the jobs that become pending.
+    `is_alone` is whether no run works on it; else runs that share it go on with the jobs that become pending. If the
+    ledger is in a database, entering takes up to LEASE_S after a process was killed.
 
     Entering raises RunDirError if there is no run, another process has it alone, or its ledger is not the one of its
     results; LedgerError if the ledger cannot be read. Leaving raises OSError if results.jsonl cannot be written; the
@@ -40,9 +41,9 @@ class LockedRun:
             run_dir = RunDir(self._out)
             run_dir.lock(shared=True)
             stack.callback(run_dir.unlock)
-            self._store = open_checked(self._out, alone=run_dir.is_alone, shared=True)
-            self.is_alone = run_dir.is_alone and not self._store.live_runs()
+            self._store = open_checked(self._out, alone=run_dir.is_alone)
             stack.callback(self._store.close)
+            self.is_alone = run_dir.is_alone and not fence_dead_runs(self._store)
             self._stack = stack.pop_all()
         return self
 

@@ -25,6 +25,8 @@ EXIT_CODE_OF_STATE = {"ok": OK, "warn": SOME_FAILED, "fail": BAD_INPUT}
 @setting_option("allow_networks")
 @api_key_file_option(help=f"Check this file's API key instead of {KEY_VARIABLE}. The key is not sent.")
 @setting_option("max_in_flight")
+@setting_option("ledger", help="Check this database, too.")
+@setting_option("batch")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(
     out: Path,
@@ -32,9 +34,12 @@ def doctor(
     allow_networks: tuple[str, ...],
     api_key_file: Path | None,
     max_in_flight: int,
+    ledger: str | None,
+    batch: str | None,
     as_json: bool,
 ) -> None:
-    """Check the API key, disk, clock, connection to the gateway, and installed packages. Nothing is charged.
+    """Check the API key, disk, clock, connection to the gateway, installed packages, and the database of a ledger
+    in PostgreSQL. Nothing is charged.
 
     The exit code is 0 if everything is fine, 1 if there are warnings, and 2 if a run is not possible.
     """
@@ -44,7 +49,7 @@ def doctor(
     from krea_batch.cli.ui.formatting import show, show_json, show_state
 
     key_file = str(api_key_file) if api_key_file else None
-    findings = run_diagnostics(out, gateway, key_file, max_in_flight, allow_networks)
+    findings = run_diagnostics(out, gateway, key_file, max_in_flight, allow_networks, ledger, batch)
     worst = max((finding.state for finding in findings), key=list(EXIT_CODE_OF_STATE).index)
     if as_json:
         show_json(msgspec.json.encode({"state": worst, "findings": findings}))

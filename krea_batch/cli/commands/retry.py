@@ -48,6 +48,7 @@ def retry(
     from krea_batch.cli.options.logging_options import configure_logging
     from krea_batch.cli.ui.formatting import pluralize, show
     from krea_batch.cli.ui.run_session import run_recorded_jobs, settings_and_key
+    from krea_batch.ledger import bind_database
     from krea_batch.maintenance.retry import RetryPlan
     from krea_batch.storage.run_dir import require_run
 
@@ -59,6 +60,7 @@ def retry(
     configure_logging(
         verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"], out=options["out"]
     )
+    bind_database(settings)
     with RetryPlan(out) as retry_plan:
         states = [State(name) for name in status]
         if requested_ids:

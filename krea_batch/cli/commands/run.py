@@ -47,6 +47,7 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     from krea_batch.cli.ui.prompt_syntax_notices import confirm_syntax
     from krea_batch.cli.ui.run_session import RunSession, check_jobs, settings_and_key
     from krea_batch.engine.event_loop import run_event_loop
+    from krea_batch.ledger import bind_database
     from krea_batch.settings import Settings
 
     require_jobs(jobs, options)
@@ -58,6 +59,7 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     configure_logging(
         verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"], out=options["out"]
     )
+    bind_database(settings)
     with open_job_files(jobs, options, skip_invalid=options["skip_invalid"]) as files:
         checked = check_jobs(files, settings, skip_invalid=options["skip_invalid"], quiet=options["quiet"])
         if not confirm_syntax(checked, options):

@@ -28,16 +28,22 @@ def worker(out: Path, drain: float, **options: Any) -> None:
 
     Start the run with `krea-batch run … --out OUT --shared`, and as many workers as you want. They share the jobs,
     the rate and --max-charges. If one of them is killed or stands still, the others take over its jobs.
+
+    On another machine, pass the --ledger and --batch of the run; OUT is then a directory of this machine, which may
+    be empty.
     """
     from krea_batch.cli.options.logging_options import configure_logging
     from krea_batch.cli.ui.formatting import say
     from krea_batch.cli.ui.run_session import run_recorded_jobs, settings_and_key
     from krea_batch.errors import FencedError
+    from krea_batch.ledger import bind_database
     from krea_batch.storage.run_dir import require_run
 
-    require_run(out)
     options |= {"out": out, "shared": True}
+    if not options["ledger"]:
+        require_run(out)
     settings, key = settings_and_key(options)
+    bind_database(settings, batch_exists=True)
     configure_logging(
         verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"], out=out
     )

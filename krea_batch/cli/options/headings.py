@@ -26,6 +26,7 @@ HEADINGS: dict[str, tuple[str, ...]] = {
         *("rate", "max_in_flight", "poll_interval", "poll_rate", "shared_quota", "poll_lag_weight", "job_timeout"),
         *("webhook_listen", "webhook_url"),
     ),
+    "Several processes": ("shared", "ledger", "batch", "drain"),
     "API": ("api_key_file", "gateway", "allow_networks", "simulate", "time_scale"),
     "Estimate": ("price", "latency", "latency_from", "gateway_limit"),
     "Output": ("quiet", "as_json", "verbose", "log_file", "log_format", "metrics_port"),

@@ -33,7 +33,7 @@ from krea_batch.gateway.health import Unreachable, fetch_server_date, gateway_pr
 from krea_batch.gateway.proxies import Proxy
 from krea_batch.gateway.trusted_certificates import find_bundle, open_context, system_paths
 from krea_batch.gateway.url_policy import check_networks
-from krea_batch.ledger import read_ledger
+from krea_batch.ledger import inspect_database, read_ledger
 from krea_batch.ledger.sqlite import SQLITE_VERSION
 from krea_batch.settings import KEY_VARIABLE, Settings
 from krea_batch.storage.run_dir import RunDir, has_ledger
@@ -68,13 +68,20 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def run_diagnostics(
-    out: Path, gateway: str, key_file: str | None, max_in_flight: int, allow_networks: Sequence[str] = ()
+    out: Path,
+    gateway: str,
+    key_file: str | None,
+    max_in_flight: int,
+    allow_networks: Sequence[str] = (),
+    ledger: str | None = None,
+    batch: str | None = None,
 ) -> list[Finding]:
     """Return all findings, the most important first."""
     return [
         _check_key(key_file),
         *_check_gateway(out, gateway, allow_networks),
         *_check_disk(out),
+        *_check_database(out, ledger, batch),
         _check_open_files(max_in_flight),
         _list_versions(),
         _list_extras(),
@@ -191,6 +198,24 @@ def _check_disk(out: Path) -> list[Finding]:
             )
         )
     return findings
+
+
+def _check_database(out: Path, ledger: str | None, batch: str | None) -> list[Finding]:
+    """Say what is known about the server of a ledger in PostgreSQL."""
+    try:
+        found = inspect_database(Settings.from_options(out, ledger=ledger, batch=batch))
+    except InputError as error:
+        return [Finding("ledger", "fail", error.problem, _hint_of(error))]
+    if found is None:
+        return []
+    address, server = found
+    if server.danger:
+        return [Finding("ledger", "fail", *server.danger)]
+    exists = "exists" if server.batch_exists else "does not exist yet"
+    state = f"{server.settings}; batch {address.batch!r} {exists}"
+    if server.risk:
+        return [Finding("ledger", "warn", state, server.risk)]
+    return [Finding("ledger", "ok", state)]
 
 
 def _file_system(folder: Path) -> str:

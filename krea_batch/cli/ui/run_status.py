@@ -21,9 +21,8 @@ from krea_batch.errors import LedgerError, RunDirError
 from krea_batch.events import Event, JobEnded, JobResumed, RetryScheduled, StateChanged
 from krea_batch.forecast import Forecast
 from krea_batch.jobs import State
-from krea_batch.ledger import LedgerReader, read_ledger
+from krea_batch.ledger import LedgerReader, RunObserver, read_ledger
 from krea_batch.rules.lifecycle import count_ended
-from krea_batch.storage.run_dir import is_locked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -316,13 +315,14 @@ class LedgerStatusReader:
     def __init__(self, out: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out
         self._clock = clock
+        self._observer = RunObserver(out, clock)
         self._rate_history = RateHistory()
         self.is_running = False
 
     def read(self) -> RunStatus:
         """Read the status. Raises RunDirError, LedgerError."""
-        self.is_running = is_locked(self._out)  # read first, so that what the end of the run writes is seen
         with read_ledger(self._out) as store:
+            self.is_running = self._observer.is_running(store)
             counts, submissions, run, errors = store.read(
                 LedgerReader.counts,
                 LedgerReader.submission_count,
@@ -362,17 +362,25 @@ def remaining_s(rate_history: RateHistory, jobs_left: int, to_submit: int) -> fl
 
 
 class SharedStatusReader:
-    """Reads the status of all runs that share a directory: what the ledger has, with the pauses of this run."""
+    """Reads the status of all runs that share a ledger: what the ledger has, with the pauses of this run.
+
+    The ledger is read in a thread, since a database may be away: a status is as old as the one before it.
+    """
 
     def __init__(self, this_run: EngineStatusReader, out: Path) -> None:
         self._this_run = this_run
         self._all_runs = LedgerStatusReader(out)
+        self._status: RunStatus | None = None
+        self._reading: asyncio.Future[RunStatus | None] | None = None
 
     def read(self) -> RunStatus:
         own = self._this_run.read()
-        try:
-            status = self._all_runs.read()
-        except (RunDirError, LedgerError):  # The run ends because of it, and says so.
+        if self._reading and self._reading.done():
+            self._status, self._reading = self._reading.result(), None
+        if self._reading is None:
+            self._reading = asyncio.get_running_loop().run_in_executor(None, self._read_ledger)
+        status = self._status
+        if status is None:
             return own
         return msgspec.structs.replace(
             status,
@@ -383,3 +391,9 @@ class SharedStatusReader:
             stopping=own.stopping,
             top_errors=own.top_errors,
         )
+
+    def _read_ledger(self) -> RunStatus | None:
+        try:
+            return self._all_runs.read()
+        except (RunDirError, LedgerError):  # If it stays so, the run ends because of it, and says so.
+            return None

@@ -20,6 +20,15 @@ class ServerSettings(msgspec.Struct, frozen=True):
     synchronous_standby_names: str
     standbys: int
     is_standby: bool
+    version: str = ""
+
+    def __str__(self) -> str:
+        standbys = "no standby" if not self.standbys else f"{self.standbys} standby servers"
+        synchronous = f", synchronous: {self.synchronous_standby_names}" if self.synchronous_standby_names else ""
+        return (
+            f"PostgreSQL {self.version}, fsync = {self.fsync}, synchronous_commit = {self.synchronous_commit},"
+            f" {standbys}{synchronous}"
+        )
 
 
 def read_settings(connection: Connection[Any]) -> ServerSettings:
@@ -27,7 +36,7 @@ def read_settings(connection: Connection[Any]) -> ServerSettings:
     row = connection.execute(
         "SELECT current_setting('fsync'), current_setting('synchronous_commit'),"
         " current_setting('synchronous_standby_names'), (SELECT count(*) FROM pg_stat_replication),"
-        " pg_is_in_recovery()"
+        " pg_is_in_recovery(), split_part(current_setting('server_version'), ' ', 1)"
     ).fetchone()
     return ServerSettings(*row or ())
 

@@ -8,18 +8,18 @@ The file has no password: libpq takes it from PGPASSWORD, PGPASSFILE or ~/.pgpas
 
 from __future__ import annotations
 
-import re
 import tomllib
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import msgspec
+import orjson
 
 from krea_batch.errors import RunDirError
-from krea_batch.storage.run_dir import LEDGER, LEDGER_ADDRESS
+from krea_batch.settings import batch_problem, ledger_url_problem
+from krea_batch.storage.atomic import replacing
+from krea_batch.storage.run_dir import LEDGER, LEDGER_ADDRESS, create_directory, unusable_directory
 
 SCHEMA_PREFIX = "krea_batch_"
-_BATCH = re.compile(r"[a-z0-9][a-z0-9_-]{0,49}")  # with the prefix, it fits into the 63 bytes of a PostgreSQL name
 
 
 class LedgerAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,12 +29,10 @@ class LedgerAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch: str
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("postgresql://", "postgres://")):
-            raise ValueError("the url does not start with postgresql://")
-        if urlsplit(self.url).password is not None or "password" in parse_qs(urlsplit(self.url).query):
-            raise ValueError("the url has a password: pass it in PGPASSWORD, or write it into ~/.pgpass")
-        if not _BATCH.fullmatch(self.batch):
-            raise ValueError(f"batch {self.batch[:60]!r} is not up to 50 lower-case letters, digits, '_' and '-'")
+        if url_problem := ledger_url_problem(self.url):
+            raise ValueError("; ".join(url_problem))
+        if problem := batch_problem(self.batch):
+            raise ValueError(f"batch {problem}")
 
     @property
     def schema(self) -> str:
@@ -60,3 +58,18 @@ def read_address(out: Path) -> LedgerAddress | None:
         problem = f"there is a {LEDGER} beside it, and only one of the two is the ledger of this run"
         raise RunDirError(path, problem, "move the other one away")
     return address
+
+
+def write_address(out: Path, address: LedgerAddress) -> None:
+    """Create ledger.toml, and the run directory. Raises RunDirError, also if there is a ledger.db."""
+    if (out / LEDGER).exists():
+        problem = f"its ledger is {LEDGER}, which the one in PostgreSQL would not know"
+        raise RunDirError(out, problem, "leave out --ledger, or use another run directory")
+    # A string of JSON is one of TOML: both escape quotes, backslashes and control characters alike.
+    lines = (f"{name} = {orjson.dumps(value).decode()}\n" for name, value in msgspec.structs.asdict(address).items())
+    try:
+        create_directory(out)
+        with replacing(out / LEDGER_ADDRESS) as file:
+            file.writelines(line.encode() for line in lines)
+    except OSError as error:
+        raise unusable_directory(out, error) from error

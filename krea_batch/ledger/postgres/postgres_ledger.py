@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import psycopg
 from psycopg.sql import SQL, Identifier
@@ -62,6 +62,15 @@ _LOCK_CLASS = 0x4B524541  # "KREA": keeps the locks of batches apart from those 
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 _PENDING, _SUBMITTING = path_of(Action.SUBMIT, State.PENDING)
+
+
+class ServerReport(NamedTuple):
+    """What a server is like: what forbids a run, with what would be right, and what a run warns of."""
+
+    settings: str
+    danger: tuple[str, str] | None
+    risk: str
+    batch_exists: bool
 
 
 class PostgresLedger(SqlLedger):
@@ -116,6 +125,19 @@ class PostgresLedger(SqlLedger):
             raise RunDirError(path, problem, "check the url, PGPASSWORD, and the database") from error
         finally:
             store.close()
+
+    @classmethod
+    def inspect(cls, path: Path, address: LedgerAddress) -> ServerReport:
+        """Return what was found about a server, as `open` checks it. Raises RunDirError if it cannot be reached."""
+        exists = cls.exists(path, address)
+        store = cls(path, address, read_only=True)
+        try:
+            settings = read_settings(store._connect())
+        except psycopg.Error as error:
+            raise RunDirError(path, f"cannot open the ledger ({describe(error)})", "check the database") from error
+        finally:
+            store.close()
+        return ServerReport(str(settings), find_danger(settings), find_risk(settings), batch_exists=exists)
 
     @classmethod
     def snapshot(cls, path: Path, address: LedgerAddress) -> PostgresLedger:
