@@ -27,22 +27,30 @@ def find_programs() -> Path | None:
 
 
 class PostgresServer:
-    """A server that keeps its commits, as one for a ledger must. It ends with `stop`."""
+    """A server that keeps its commits, as one for a ledger must. It ends with `stop`.
 
-    def __init__(self, programs: Path) -> None:
+    With `network`, clients with addresses in it reach the server by TCP at `port`.
+    """
+
+    def __init__(self, programs: Path, network: str = "", port: int = 5432) -> None:
         self._programs = programs
         self.folder = Path(tempfile.mkdtemp(prefix="krea-pg-"))  # short: the path of a socket has at most 107 bytes
         self._data = self.folder / "data"
         if os.geteuid() == 0:  # The server refuses to run as root.
             shutil.chown(self.folder, USER)
         self._run("initdb", "--auth=trust", "--encoding=UTF8", "--no-sync", f"--username={USER}")
-        options = f"-c listen_addresses='' -c unix_socket_directories={self.folder}"
+        self.port = port
+        if network:
+            with (self._data / "pg_hba.conf").open("a") as file:
+                file.write(f"host all all {network} trust\n")
+        addresses = "*" if network else ""
+        options = f"-c listen_addresses='{addresses}' -c port={port} -c unix_socket_directories={self.folder}"
         (self.folder / "options").write_text(options)
         self.start()
 
     @property
     def url(self) -> str:
-        return f"postgresql://{USER}@/postgres?host={self.folder}"
+        return f"postgresql://{USER}@/postgres?host={self.folder}&port={self.port}"
 
     def start(self) -> None:
         options = (self.folder / "options").read_text()

@@ -54,6 +54,7 @@ class RunningSimulator:
     """A simulator that answers at `gateway_url`, and tells its accounting at `admin_url`."""
 
     gateway_url: str
+    cdn_url: str
     admin_url: str
 
     def admin_request(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -83,7 +84,8 @@ class SimulatorThread(RunningSimulator):
         self._stack = ExitStack()
         portal = self._stack.enter_context(start_blocking_portal(backend_options={"use_uvloop": True}))
         self._stack.enter_context(portal.wrap_async_context_manager(simulator))
-        self.gateway_url, self.admin_url = simulator.gateway_url, simulator.admin_url
+        self.gateway_url, self.cdn_url = simulator.gateway_url, simulator.cdn_url
+        self.admin_url = simulator.admin_url
 
     def close(self) -> None:
         self._stack.close()
@@ -99,6 +101,7 @@ class SimulatorProcess(RunningSimulator):
         assert self.process.stdout is not None
         urls = json.loads(self.process.stdout.readline())
         self.gateway_url, self.admin_url = urls["gateway_url"], urls["admin_url"]
+        self.cdn_url = urls["cdn_url"]
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGTERM)

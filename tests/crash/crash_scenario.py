@@ -82,6 +82,10 @@ class CrashScenario:
         assert done.returncode in (0, 1), done.stderr
         return done.returncode
 
+    def has_ended(self, code: int) -> bool:
+        """Return whether a process with this exit code has nothing left to do."""
+        return code in (0, 1)
+
     @property
     def ledger(self) -> Path:
         return self.out / "ledger.db"
@@ -128,7 +132,11 @@ class CrashScenario:
         """Check that every image is complete and belongs to its job."""
         for row in result_rows(self.out):
             for file in row["files"]:
-                with Image.open(self.out / file["path"]) as image:
+                with Image.open(self.image_path(file["path"])) as image:
                     image.load()
                     assert image.text["prompt"] == row["request"]["prompt"]  # type: ignore[attr-defined]
                     assert image.text["request_id"] == row["request_id"]  # type: ignore[attr-defined]
+
+    def image_path(self, name: str) -> Path:
+        """Return where an image is."""
+        return self.out / name

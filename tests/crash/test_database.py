@@ -23,24 +23,23 @@ class DatabaseScenario(CrashScenario):
     """A run whose ledger is a batch of the server."""
 
     def __init__(
-        self, simulator: RunningSimulator, directory: Path, count: int, server: PostgresServer, batch: str
+        self, simulator: RunningSimulator, directory: Path, count: int, url: str, batch: str, *, out: str = ""
     ) -> None:
-        super().__init__(simulator, directory, count, directory / batch)
-        self.out.mkdir()
-        (self.out / "ledger.toml").write_text(f'url = "{server.url}"\nbatch = "{batch}"\n')
-        self._server, self._batch = server, batch
+        super().__init__(simulator, directory, count, directory / (out or batch))
+        self._options = ["--ledger", url, "--batch", batch, *self._options]
+        self._url, self._batch = url, batch
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         import psycopg
 
-        with psycopg.connect(self._server.url, options=f'-c search_path="krea_batch_{self._batch}"') as connection:
+        with psycopg.connect(self._url, options=f'-c search_path="krea_batch_{self._batch}"') as connection:
             return connection.execute(sql.encode()).fetchall()
 
-    def crash_database_after(self, accepted: int) -> None:
+    def crash_database_after(self, accepted: int, server: PostgresServer) -> None:
         """Let the database crash and start again when so many jobs are accepted. The run goes on to its end."""
         process = self.start()
         self.wait_for_accepted(accepted, process)
-        self._server.restart("immediate")
+        server.restart("immediate")
         assert process.wait(PROCESS_TIMEOUT_S) == 0
 
 
@@ -55,15 +54,15 @@ def test_killed_and_crashed_at_random_moments(simulate: StartSimulator, tmp_path
     kills = ambiguous = 0
     for run in range(DATABASE_RUNS):
         simulator.admin_request("/reset", {})
-        killed = DatabaseScenario(simulator, tmp_path, 300, server, f"killed-{run}")
+        killed = DatabaseScenario(simulator, tmp_path, 300, server.url, f"killed-{run}")
         for _ in range(4):
             killed.kill_after(random.uniform(0.5, 2.0))
         killed.finish()
         run_ambiguous = killed.check_accounting()
         assert run_ambiguous <= INITIAL_PENDING * killed.kills
         simulator.admin_request("/reset", {})
-        crashed = DatabaseScenario(simulator, tmp_path, 300, server, f"crashed-{run}")
-        crashed.crash_database_after(random.randint(1, 250))
+        crashed = DatabaseScenario(simulator, tmp_path, 300, server.url, f"crashed-{run}")
+        crashed.crash_database_after(random.randint(1, 250), server)
         assert crashed.check_accounting() == 0
         kills, ambiguous = kills + killed.kills, ambiguous + run_ambiguous
     assert kills
