@@ -45,6 +45,7 @@ class LimitCase(NamedTuple):
     burst: int = 0  # submits that the limiter lets through first, besides those of its rate
     poll_interval: str = "0.5"
     workers: int = 0  # processes that share the run directory; 0: one that has it alone
+    ledger: str = ""  # URL of a database for it; each process then has a run directory of its own
 
     @property
     def is_configured(self) -> bool:
@@ -121,19 +122,12 @@ def measure(case: LimitCase, jobs: int, parent_dir: str) -> ThroughputResult:
         (Path(folder) / "jobs.jsonl").write_text("".join(lines))
         limits = ["--rate", case.rate, "--poll-interval", case.poll_interval, "--max-in-flight", "5000"]
         limits += ["--shared"] if case.workers else []
-        command = [
-            *COMMAND,
-            "run",
-            "jobs.jsonl",
-            "--out",
-            "out",
-            "--gateway",
-            urls["gateway_url"],
-            *limits,
-            "--quiet",
-        ]
+        if case.ledger:
+            limits += ["--ledger", case.ledger, "--batch", Path(folder).name.lower()]
+        command = [*COMMAND, "run", "jobs.jsonl", "--gateway", urls["gateway_url"], *limits, "--quiet", "--out"]
         environment = os.environ | {"PIXAZO_API_KEY": "benchmark"}
-        processes = [subprocess.Popen(command, cwd=folder, env=environment) for _ in range(max(1, case.workers))]
+        outs = [f"out-{number}" if case.ledger else "out" for number in range(max(1, case.workers))]
+        processes = [subprocess.Popen([*command, out], cwd=folder, env=environment) for out in outs]
         ends = [os.wait4(process.pid, 0)[1:] for process in processes]
         posts = fetch_posts(urls)
     assert all(os.waitstatus_to_exitcode(status) == 0 for status, _ in ends)
@@ -145,9 +139,9 @@ def measure(case: LimitCase, jobs: int, parent_dir: str) -> ThroughputResult:
     return ThroughputResult(per_s / case.per_s, peak_per_s / case.per_s, rate_limited / jobs, 1000 * cpu_s / jobs)
 
 
-def parse_options(default_repeat: int) -> argparse.Namespace:
+def parse_options(default_repeat: int, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
     """Return the options of a benchmark of limits: `share` of the jobs, `repeat`, and `only` some cases."""
-    parser = argparse.ArgumentParser()
+    parser = parser or argparse.ArgumentParser()
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=default_repeat)
     parser.add_argument("--only", default="")
