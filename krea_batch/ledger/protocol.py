@@ -32,6 +32,8 @@ from krea_batch.storage.results_rows import ResultsMark
 T = TypeVar("T")
 Intent = tuple[str, bytes, bytes, bytes, float, str, str]
 """The arguments of `record_intent`."""
+NewJob = tuple[str, bytes, bytes, bytes, str, str]
+"""The arguments of `enqueue`."""
 
 
 def _calls_by_name(protocol: type[T]) -> type[T]:
@@ -112,6 +114,9 @@ class LedgerReader(Protocol):
 
     def request_of(self, job_no: int) -> tuple[bytes, bytes, bytes]:
         """Return body, fingerprint and metadata of a job, for another POST."""
+
+    def requests_of(self, job_nos: Sequence[int]) -> dict[int, tuple[bytes, bytes, bytes]]:
+        """Return what `request_of` does, for several jobs by their numbers."""
 
     def fingerprints(self, job_ids: Sequence[str]) -> dict[str, bytes]:
         """Return the fingerprints of those ids that the ledger has."""
@@ -236,6 +241,9 @@ class Ledger(LedgerReader, Protocol):
 
         Return False, with nothing changed, if the job is recorded already.
         """
+
+    def enqueue_many(self, jobs: Sequence[NewJob], *, free: bool = False) -> list[bool]:
+        """Record several jobs as `enqueue` does, and return the results in order."""
 
     def record_intent(
         self,

@@ -13,7 +13,7 @@ import msgspec
 
 from krea_batch.errors import FencedError, InternalError, KreaBatchError, RunDirError
 from krea_batch.jobs import FINAL, ErrorInfo, Outcome, State, StoredFile
-from krea_batch.ledger.protocol import Intent
+from krea_batch.ledger.protocol import Intent, NewJob
 from krea_batch.ledger.rows import OUTCOME_COLUMNS, OpenJob, Reservation, outcome_of
 from krea_batch.ledger.sql_queries import DISPOSITIONS, FREE_JOBS, LIVE_RUNS, OPEN_JOBS, SqlQueries
 from krea_batch.rules import lifecycle
@@ -98,13 +98,21 @@ class SqlLedger(SqlQueries):
         *,
         free: bool = False,
     ) -> bool:
-        row = self._row(
+        return self.enqueue_many([(job_id, body, fingerprint, metadata, tenant, image_name)], free=free)[0]
+
+    def enqueue_many(self, jobs: Sequence[NewJob], *, free: bool = False) -> list[bool]:
+        first = {job_id: position for position, (job_id, *_) in reversed(list(enumerate(jobs)))}
+        run_no = None if free else self._run_no
+        rows = self._fetch_rows(
             "INSERT INTO jobs (job_no, job_id, state, body, fingerprint, metadata, tenant, image_name, run_no)"
-            " VALUES ((SELECT coalesce(max(job_no), 0) + 1 FROM jobs), ?, 'pending', ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (job_id) DO NOTHING RETURNING job_no",
-            (job_id, body, fingerprint, metadata, tenant, image_name or None, None if free else self._run_no),
+            " SELECT (SELECT coalesce(max(job_no), 0) FROM jobs) + row_number() OVER (ORDER BY column7),"
+            " column1, 'pending', column2, column3, column4, column5, nullif(column6, ''),"
+            f" {run_no or 'NULL'} FROM {{rows}} WHERE column1 IS NOT NULL"
+            " AND NOT EXISTS (SELECT 1 FROM jobs WHERE job_id = column1) RETURNING job_id",
+            [(*jobs[position], position) for position in sorted(first.values())],
         )
-        return row is not None
+        new = {job_id for (job_id,) in rows}
+        return [job_id in new and first[job_id] == position for position, (job_id, *_) in enumerate(jobs)]
 
     def record_intent(
         self,

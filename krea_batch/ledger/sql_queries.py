@@ -189,8 +189,11 @@ class SqlQueries(ABC):
         return [url for (media,) in rows for url in read_media(media).media_urls]
 
     def request_of(self, job_no: int) -> tuple[bytes, bytes, bytes]:
-        row = self._row("SELECT body, fingerprint, metadata FROM jobs WHERE job_no = ?", (job_no,))
-        return bytes(row[0]), bytes(row[1]), bytes(row[2])
+        return self.requests_of([job_no])[job_no]
+
+    def requests_of(self, job_nos: Sequence[int]) -> dict[int, tuple[bytes, bytes, bytes]]:
+        sql = f"SELECT job_no, body, fingerprint, metadata FROM jobs WHERE job_no IN ({placeholders_for(job_nos)})"
+        return {job_no: (bytes(row[0]), bytes(row[1]), bytes(row[2])) for job_no, *row in self._rows(sql, job_nos)}
 
     def fingerprints(self, job_ids: Sequence[str]) -> dict[str, bytes]:
         placeholders = placeholders_for(job_ids)

@@ -119,12 +119,12 @@ def _look(ledger: Ledger, claimable: int | None) -> _Seen:
     if claimable is not None:
         claimed += [(job, None) for job in ledger.claim_jobs(_SENT, MAX_TRANSACTION_ROWS)]
         pending = ledger.claim_jobs((State.PENDING,), claimable)
-        claimed += [(job, ledger.request_of(job.job_no)) for job in pending]
+        requests = ledger.requests_of([job.job_no for job in pending])
+        claimed += [(job, requests[job.job_no]) for job in pending]
     return _Seen(ledger.live_runs(), claimed)
 
 
 def _enqueue_all(ledger: Ledger, jobs: Collection[InFlightJob]) -> list[bool]:
-    return [
-        ledger.enqueue(job.id, job.body, job.fingerprint, job.metadata, job.tenant, job.image_name, free=True)
-        for job in jobs
-    ]
+    return ledger.enqueue_many(
+        [(job.id, job.body, job.fingerprint, job.metadata, job.tenant, job.image_name) for job in jobs], free=True
+    )

@@ -501,3 +501,13 @@ def test_the_workers_of_a_run(ledger: Ledger) -> None:
     ledger.transaction(lambda each: each.start_run("g", "v", 2.0, worker="two:2"))
     (workers,) = ledger.read(Ledger.workers)
     assert [(each.worker, each.in_flight, each.pending) for each in workers] == [("one:1", 1, 0), ("two:2", 0, 0)]
+
+
+def test_several_jobs_at_once(ledger: Ledger) -> None:
+    """New jobs get numbers without gaps, in their order; jobs that are known, or come twice, are recorded once."""
+    jobs = [(name, REQUEST_BODY, b"f", METADATA, "", "") for name in ("a", "b", "a", "c")]
+    assert ledger.transaction(lambda each: each.enqueue_many(jobs[1:2])) == [True]
+    assert ledger.transaction(lambda each: each.enqueue_many(jobs)) == [True, False, False, True]
+    assert ledger.transaction(lambda each: each.enqueue_many([])) == []
+    assert {name: job.job_no for name, job in ledger.known_jobs(list("abc")).items()} == {"b": 1, "a": 2, "c": 3}
+    assert set(ledger.requests_of([1, 2])) == {1, 2}
