@@ -107,7 +107,11 @@ def taken_slots(data: bytes) -> list[float]:
 
 
 class RateView(msgspec.Struct, frozen=True):
-    """What a run sees of the shared rate."""
+    """What a run sees of the shared rate.
+
+    `paused_until_s` is in the past while nothing is paused, also for a run whose clock was compared with the shared
+    one some milliseconds ago.
+    """
 
     per_s: float
     pace_per_s: float
@@ -159,11 +163,12 @@ class RateLog:
     def view(self, now_s: float) -> RateView:
         """Return what there is to see at this instant."""
         controller = self._controller
+        paused_s = controller.paused_s(now_s)
         return RateView(
             controller.per_s,
             controller.pace_per_s,
             controller.found,
-            now_s + controller.paused_s(now_s),
+            now_s + paused_s if paused_s > 0 else -math.inf,
             controller.jobs_in_process,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from random import Random
 
@@ -147,3 +148,13 @@ def test_the_slots_in_a_row() -> None:
     log.add(Restart(None, [1.0, 2.0]))
     slots, _ = log.take_slots(100.0, 2, 1)
     assert taken_slots(log.take_events())[:4] == [1.0, 2.0, *slots]
+
+
+def test_what_is_not_paused() -> None:
+    """A view is compared with a clock that may be some milliseconds off; only a pause must make submits wait."""
+    log = RateLog(10.0, discover=False)
+    log.add(Restart(None, []))
+    assert log.view(5.0).paused_until_s == -math.inf
+    log.add(Paused(5.0, 2.0))
+    assert log.view(5.0).paused_until_s == 7.0
+    assert log.view(7.5).paused_until_s == -math.inf
