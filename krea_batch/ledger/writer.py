@@ -35,6 +35,7 @@ log = logging.getLogger("krea_batch")
 
 COMMIT_INTERVAL_S = 0.010  # chosen: minimum interval under load, so that each sync serves more transitions
 BUSY_INTERVAL_S = 0.015  # measured: at some hundred jobs a second, this saves a twentieth of the processor time
+SLOW_COMMIT_WEIGHT = 0.95  # chosen: a slow commit counts for half a second or so
 BUSY_BATCH = 12  # chosen: as many transitions in one commit as 300 jobs a second make
 MAX_TRANSACTION_ROWS = 1000  # chosen: rows read in one transaction, a few milliseconds
 MAINTENANCE_INTERVAL_S = 1.0  # chosen: two syncs a second cost little, and a second of work is a small loss
@@ -58,6 +59,7 @@ class LedgerWriter:
         self.now_s = boottime_clock(asyncio.get_running_loop())
         self._commit_begun_s = 0.0
         self._lease: Lease | None = None
+        self._slow_commit_s = 0.0
         self.failure: LedgerError | None = None
 
     async def record(self, transition: Callable[Concatenate[Ledger, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -89,6 +91,11 @@ class LedgerWriter:
         self._lease = lease
         if lease:
             lease.renew(self._commit_begun_s)  # that of the record of its start
+
+    @property
+    def record_s(self) -> float:
+        """How long a `record` takes at most, but for rare ones: it may have to wait for the commit before it."""
+        return BUSY_INTERVAL_S + 2 * self._slow_commit_s
 
     def may_send(self) -> bool:
         """Return whether no other run can have taken over the jobs of this one."""
@@ -171,6 +178,8 @@ class LedgerWriter:
         commit_future: asyncio.Future[list[Any]],
     ) -> None:
         self._committing = None
+        took_s = self.now_s() - self._commit_begun_s
+        self._slow_commit_s = max(took_s, self._slow_commit_s * SLOW_COMMIT_WEIGHT)
         error = None if commit_future.cancelled() else commit_future.exception()
         results = [error] * len(batch) if error else commit_future.result()
         if isinstance(error, LedgerError):

@@ -39,7 +39,8 @@ SEARCHING_AHEAD_S = 0.05  # measured: while a limit is searched, a third fewer s
 TELL_S = 0.02  # chosen: for so long, answers wait to be told to the other runs
 IDLE_S = 0.25  # chosen: how often a run that has something to tell, or waits for a slot, asks
 MIN_INTERVAL_S = 0.02  # chosen: transactions of one run are not closer, so that others get their turn
-LEAD_S = 0.03  # chosen: intents are recorded so long before their slot
+LEAD_S = 0.03  # chosen: intents are recorded so long before their slot, or as long before it as a record takes
+MAX_LEAD_S = 0.06  # measured: more makes more POSTs pending than `rules.pending_limit` lets through
 MAX_LATE_S = 0.3  # chosen: a slot that is older is given back
 REPORTED_LATE_S = 0.002  # chosen: a smaller delay does not matter to a limiter
 RESTART_SLOTS_S = 1.1  # chosen: slots before a restart that are still in a window of a second
@@ -155,7 +156,12 @@ class SharedRateLimiter:
     def _slots_ahead(self) -> int:
         """How many slots to take in one transaction."""
         ahead_s = AHEAD_S if self.per_s >= self.rate.per_s else SEARCHING_AHEAD_S
-        return max(1, round(self.pace_per_s * ahead_s))
+        return max(1, round(self.pace_per_s * (ahead_s + self._lead_s - LEAD_S)))
+
+    @property
+    def _lead_s(self) -> float:
+        """How long before its slot an intent is recorded."""
+        return min(MAX_LEAD_S, max(LEAD_S, self._ledger.record_s))
 
     def _give_up_slots(self) -> None:
         """Give back the slots that come before the end of the current pause."""
@@ -181,7 +187,7 @@ class SharedRateLimiter:
         async with self._queue_lock:
             self._waiting = 1
             try:
-                while (wait_s := await self._next_slot_s() - LEAD_S - self._now_s()) > 0:  # noqa: ASYNC110
+                while (wait_s := await self._next_slot_s() - self._lead_s - self._now_s()) > 0:  # noqa: ASYNC110
                     await asyncio.sleep(wait_s)  # A pause may take the slot away.
             finally:
                 self._waiting = 0
