@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 import orjson
 import pytest
 
-from tests.postgres_server import PostgresServer, shared_server
+from tests.postgres_server import USER, PostgresServer, shared_server
 from tests.processes import (
     PROCESS_TIMEOUT_S,
     RunningSimulator,
@@ -283,3 +285,50 @@ def test_doctor_on_a_server_that_may_forget(server: PostgresServer, tmp_path: Pa
     assert (found["state"], "synchronous_commit is off" in found["detail"]) == ("fail", True)
     found = ledger_finding(tmp_path, "--out", "new", "--ledger", "postgresql://127.0.0.1:9/krea")
     assert (found["state"], "cannot open the ledger" in found["detail"]) == ("fail", True)
+
+
+# ---- PgBouncer -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pooled_url(server: PostgresServer) -> Iterator[str]:
+    """The URL of a PgBouncer that gives each transaction another session."""
+    program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        pytest.skip("PgBouncer is not installed, so no test runs through it")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    folder = server.folder / "pgbouncer"
+    folder.mkdir()
+    settings = {
+        "listen_addr": "127.0.0.1", "listen_port": port, "unix_socket_dir": "", "auth_type": "any",
+        "pool_mode": "transaction", "default_pool_size": 3, "pidfile": folder / "pid",
+    }  # fmt: skip
+    lines = [f"{name} = {value}" for name, value in settings.items()]
+    database = f"postgres = host={server.folder} port={server.port} user={USER}"
+    (folder / "ini").write_text("\n".join(["[databases]", database, "[pgbouncer]", *lines, ""]))
+    user = USER if os.geteuid() == 0 else None  # It refuses to run as root.
+    if user:
+        shutil.chown(folder, user)
+    process = subprocess.Popen([program, str(folder / "ini")], user=user, cwd="/", stderr=subprocess.DEVNULL)
+
+    def listens() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(listens, process)
+    yield f"postgresql://{USER}@127.0.0.1:{port}/postgres"
+    process.terminate()
+    process.wait(PROCESS_TIMEOUT_S)
+    shutil.rmtree(folder)
+
+
+def test_a_run_through_pgbouncer(simulate: StartSimulator, pooled_url: str, batch: str, tmp_path: Path) -> None:
+    """Nothing depends on the session, so a run works through a pool in transaction mode."""
+    simulator = simulate("--tiny", "--latency", "uniform:0.2,0.8")
+    write_jobs(tmp_path / "jobs.jsonl", 100)
+    ledger = ("--ledger", pooled_url, "--batch", batch, "--gateway", simulator.gateway_url)
+    done = run_command("run", "jobs.jsonl", "--out", "out", *ledger, *OPTIONS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert accepted(simulator) == 100
+    assert len(result_rows(tmp_path / "out")) == 100
