@@ -16,7 +16,6 @@ HEADINGS: dict[str, tuple[str, ...]] = {
         *("prompt_syntax", "wildcards", "prompt_template", "set", "sweep", "seeds", "repeat", "dedupe", "limit"),
         *("sample", "sample_seed", "submit_changed"),
     ),
-    "Several processes": ("shared", "drain"),
     "Images": ("name", "portable_names", "sink", "references"),
     "Charges": (
         *("max_charges", "count_server_errors", "max_attempts", "ambiguous", "max_identical_failures"),
