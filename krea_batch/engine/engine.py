@@ -367,7 +367,7 @@ class Engine:
             try:
                 await self._run_once()
             except FencedError:
-                if self._closing.is_set():
+                if not self._is_restarting:
                     raise
                 log.warning("! this process stood still, and its jobs were taken over; starting again")
             else:
@@ -415,7 +415,7 @@ class Engine:
 
     def _end_run(self, run: OpenRun, error: BaseException) -> None:
         """Fail all remaining waiters and end the streams, because the stages have ended."""
-        if isinstance(error, FencedError) and not self._closing.is_set():
+        if isinstance(error, FencedError) and not self._closing.is_set() and run.context.stopped is None:
             self._is_restarting = True
             self._ready.clear()
         else:

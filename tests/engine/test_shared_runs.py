@@ -140,6 +140,25 @@ def test_the_jobs_of_a_fenced_engine_are_taken_over(tmp_path: Path) -> None:
     assert query_ledger(tmp_path, "SELECT run_no, fenced FROM runs") == [(1, 1), (2, 0), (3, 0)]
 
 
+def test_an_engine_that_is_fenced_after_it_was_stopped(tmp_path: Path) -> None:
+    """An engine that was asked to stop does not start again, since it would then submit jobs."""
+    gateway = ScriptedGateway()
+
+    async def run() -> None:
+        async with open_engine(tmp_path, gateway) as two:
+            one = open_engine(tmp_path, gateway)
+            await one.start()
+            await one.submit(make_jobs(1)[0])
+            one.stop()
+            fence(tmp_path, 2)
+            with pytest.raises(FencedError):
+                await one.aclose()
+            assert (await two.generate(make_jobs(1)[0])).status is State.SUCCEEDED
+
+    run_virtual(run())
+    assert query_ledger(tmp_path, "SELECT count(*) FROM runs") == [(2,)]
+
+
 def test_an_engine_that_is_fenced_while_it_closes(tmp_path: Path) -> None:
     """An engine that is closing does not start again: `aclose` raises FencedError."""
     gateway = ScriptedGateway()
