@@ -120,10 +120,11 @@ class WaiterRegistry:
     # ---- parts -------------------------------------------------------------------------------------------
 
     async def _find_known(self, job_id: str) -> JobWaiter:
-        """Return the waiter of a known job. A new waiter gets its state from the ledger."""
-        if waiter := self._waiters.get(job_id):
+        """Return the waiter of a known job. Unless this run has the job, its state is read from the ledger now."""
+        waiter = self._waiters.get(job_id)
+        if waiter and not (self._run.settings.shared and job_id not in self._run.taken_ids):
             return waiter
-        waiter = self._create(job_id)
+        waiter = waiter or self._create(job_id)
         row = await self._run.record(Ledger.find_job, job_id)
         if row and not waiter.outcome.done():
             self._restore(waiter, row)

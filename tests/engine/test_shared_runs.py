@@ -88,6 +88,24 @@ def test_two_callers_of_one_job(tmp_path: Path) -> None:
     assert list(gateway.charged.values()) == ["a fox"]
 
 
+def test_a_handle_on_a_job_of_another_engine_is_up_to_date(tmp_path: Path) -> None:
+    """Once a job has ended, every engine says so, also one that looked at it before, without a delay."""
+    gateway = ScriptedGateway()
+
+    async def look(one: Engine, two: Engine) -> None:
+        submitted = await one.submit(Job(prompt="a fox", id="fox"))
+        before = await two.get("fox")
+        assert before
+        assert before.status is State.ACCEPTED
+        await submitted
+        after = await two.get("fox")
+        assert after
+        assert (after.status, after.outcome) == (State.SUCCEEDED, submitted.outcome)
+        assert (await before).succeeded
+
+    run_two(tmp_path, gateway, look)
+
+
 def test_another_request_under_the_same_id(tmp_path: Path) -> None:
     """An id that another engine has for another request is refused, and the other request is not sent."""
     gateway = ScriptedGateway()
