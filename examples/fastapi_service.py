@@ -6,15 +6,21 @@
     curl -X POST localhost:8000/images -H 'Content-Type: application/json' -d '{"prompt": "a cat"}'
 
 A request is in the ledger before the response is sent, so its id stays valid. After a crash, the next process on the
-same run directory resumes it, and nothing is charged twice. Each worker process needs a run directory of its own.
+same run directory resumes it, and nothing is charged twice. Several processes can share the run directory:
+
+    uvicorn examples.fastapi_service:app --workers 4        # or: gunicorn -w 4 -k uvicorn.workers.UvicornWorker …
+
+Each of them finds every image, also while another one generates it. They keep to one rate and submit an image once.
 
 Environment variables: PIXAZO_API_KEY; KREA_OUT, the run directory; KREA_GATEWAY; KREA_RATE; KREA_POLL_INTERVAL_S;
-KREA_PUBLIC_URL, the URL at which the gateway reaches this service, for callbacks instead of polls.
+KREA_PUBLIC_URL, the URL at which the gateway reaches this service, for callbacks instead of polls. A callback may
+reach a process that does not have the job, so callbacks are of use with one process only.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,6 +31,7 @@ from fastapi import Body, FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
 from krea_batch import Engine, Handle, Job, JobError, KreaBatchError, Webhook
+from krea_batch.errors import FencedError
 from krea_batch.events import Event
 
 OUT = Path(os.environ.get("KREA_OUT", "service-data"))
@@ -34,7 +41,7 @@ CALLBACKS = "/krea"
 
 def open_engine() -> Engine:
     """Return the engine of this service. It starts together with the service."""
-    options: dict[str, Any] = {"rate": os.environ.get("KREA_RATE", "10/s")}
+    options: dict[str, Any] = {"rate": os.environ.get("KREA_RATE", "10/s"), "shared": True}
     if gateway := os.environ.get("KREA_GATEWAY"):
         options["gateway"] = gateway
     if interval_s := os.environ.get("KREA_POLL_INTERVAL_S"):
@@ -68,7 +75,12 @@ async def invalid_job(_: Request, error: JobError) -> Response:
 
 @app.exception_handler(KreaBatchError)
 async def engine_stopped(_: Request, error: KreaBatchError) -> Response:
-    """Respond with 503: the engine has stopped, for example without balance. Recorded requests stay in the ledger."""
+    """Respond with 503: the engine has stopped, for example without balance. Recorded requests stay in the ledger.
+
+    If this process stood still for so long that the others have taken over its jobs, it ends, and is started again.
+    """
+    if isinstance(error, FencedError):
+        signal.raise_signal(signal.SIGTERM)
     return _json_response({"error": str(error)}, status=503, headers={"Retry-After": "60"})
 
 

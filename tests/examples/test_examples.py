@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sqlite3
@@ -38,7 +39,10 @@ def free_port() -> int:
 class ServiceProcess:
     """The web service in its own process. Each start uses the same port and the same run directory."""
 
-    def __init__(self, out: Path, gateway: str, *, callbacks: bool = False, rate: str = "200/s") -> None:
+    def __init__(
+        self, out: Path, gateway: str, *, callbacks: bool = False, rate: str = "200/s", workers: int = 1
+    ) -> None:
+        self._workers = workers
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._environment = clean_environment(
@@ -54,7 +58,9 @@ class ServiceProcess:
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
         command = [sys.executable, "-m", "uvicorn", "examples.fastapi_service:app"]
         process = subprocess.Popen(
-            [*command, "--port", str(self.port), "--log-level", "warning"], cwd=ROOT, env=self._environment
+            [*command, "--port", str(self.port), "--log-level", "warning", "--workers", str(self._workers)],
+            cwd=ROOT,
+            env=self._environment,
         )
         try:
             self._wait(process)
@@ -89,6 +95,16 @@ async def wait_until_ended(web: aiohttp.ClientSession, image_id: str) -> dict[st
     async with web.get(f"/images/{image_id}") as response:
         status: dict[str, Any] = await response.json()
         return status
+
+
+def children_with_files_in(parent: int, folder: Path) -> list[int]:
+    """Return the child processes that have files of a folder open, on Linux."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [
+        int(child)
+        for child in children
+        if any(folder in fd.resolve().parents for fd in Path(f"/proc/{child}/fd").iterdir())
+    ]
 
 
 def charged_prompts(simulator: RunningSimulator) -> list[str]:
@@ -164,6 +180,25 @@ class TestService:
 
         with service.running():
             asyncio.run(use_service())
+
+    def test_four_processes(self, simulate: StartSimulator, tmp_path: Path) -> None:
+        """Four processes share a run directory: each finds every image, no id is charged twice, and one is killed."""
+        simulated = simulate("--tiny", "--latency", "uniform:2,4")
+        service = ServiceProcess(tmp_path, simulated.gateway_url, rate="40/s", workers=4)
+
+        async def use_service(process: subprocess.Popen[bytes]) -> list[str]:
+            async with client_session(service.url) as web:
+                twice = [{"prompt": f"image {n}", "id": f"order-{n}"} for n in range(100)] * 2
+                ids = await asyncio.gather(*(create_image(web, **job) for job in twice))
+                os.kill(children_with_files_in(process.pid, tmp_path)[0], signal.SIGKILL)
+                ended = await asyncio.gather(*(wait_until_ended(web, image_id) for image_id in ids))
+                return [status["status"] for status in ended]
+
+        with service.running() as process:
+            statuses = asyncio.run(use_service(process))
+        assert set(statuses) <= {"succeeded", "ambiguous"}  # ambiguous: POSTs of the process that was killed
+        charged = charged_prompts(simulated)
+        assert len(charged) == len(set(charged)) >= 90
 
     @pytest.mark.parametrize("callbacks", [False, True], ids=["polls", "callbacks"])
     def test_killed_with_hundreds_in_flight(self, simulate: StartSimulator, tmp_path: Path, callbacks: bool) -> None:
