@@ -14,6 +14,7 @@ gallery         a live page and an HTML report of a run's images
 observability   logs, metrics and traces
 forecast        the estimate of `krea-batch plan`
 benchmark       `krea-batch bench`
+ray             the images of a Ray Dataset
 testing         a simulated gateway, a scripted gateway, a virtual clock
 cli             the command line
 jobs, events, settings, errors   the vocabulary of all of them

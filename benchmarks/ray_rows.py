@@ -1,0 +1,224 @@
+"""How often is a row of a Ray Dataset paid for, when actors are killed?
+
+    python -m benchmarks.ray_rows                        1,200 rows, 2 actors, 4 kills; the engine and a control
+    python -m benchmarks.ray_rows --rows 60 --kills 1    the short form
+
+The control is what is written without this library: a stage of `map_batches` that submits, polls and downloads, with
+the same number of actors, each with its share of the rate, and Ray's own retries. An actor is killed with SIGKILL
+each time that another share of the rows has been accepted. Surplus charges are charges beyond one per row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import requests
+
+from benchmarks.report import report_goal
+from krea_batch.gateway.wire import KEY_HEADER, STATUS_PATH, SUBMIT_PATH
+from krea_batch.ray import BLOCK_ROWS, generate_images
+from krea_batch.settings import KEY_VARIABLE
+from tests.processes import SimulatorProcess
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+PER_S = 50
+ACTORS = 2
+MIN_USED = 0.95
+KILLED_WITHIN = 0.75  # of the rows: after a kill, others take over its rows when its lease has ended
+POLL_INTERVAL_S = 0.5
+MAX_IN_FLIGHT = 500
+LATENCY = "uniform:2,6"
+KEY = "benchmark"
+
+
+class RayResult(NamedTuple):
+    """What became of the rows of a dataset, by the accounting of the gateway."""
+
+    rows: int
+    distinct_rows: int
+    kills: int
+    surplus_charges: int
+    ambiguous: int
+    utilisation: float
+    rate_limited: int
+
+
+class UnrecordedRows:
+    """The control: a stage that submits its rows, and keeps no record of what was submitted."""
+
+    def __init__(self, gateway: str) -> None:
+        self._gateway = gateway
+        self._lock = threading.Lock()
+        self._next_s = 0.0
+        self._pool = ThreadPoolExecutor(MAX_IN_FLIGHT)
+        self._session = requests.Session()
+        self._session.headers[KEY_HEADER] = KEY
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {**batch, "status": list(self._pool.map(self._generate, map(str, batch["prompt"])))}
+
+    def _generate(self, prompt: str) -> str:
+        response = self._submit(prompt)
+        while response.status_code == 429:
+            response = self._submit(prompt)
+        response.raise_for_status()
+        url = self._gateway + STATUS_PATH + response.json()["request_id"]
+        while True:
+            time.sleep(POLL_INTERVAL_S)
+            status = self._session.get(url, timeout=60).json()
+            if status["status"] == "COMPLETED":
+                self._session.get(status["output"]["media_url"][0], timeout=60).raise_for_status()
+                return "succeeded"
+
+    def _submit(self, prompt: str) -> requests.Response:
+        with self._lock:
+            slot_s = self._next_s = max(self._next_s + ACTORS / PER_S, time.monotonic())
+        time.sleep(max(0.0, slot_s - time.monotonic()))
+        return self._session.post(self._gateway + SUBMIT_PATH, json={"prompt": prompt}, timeout=60)
+
+
+def control(dataset: Dataset, gateway: str) -> Dataset:
+    """Return the rows with what the control adds."""
+    from ray.data import ActorPoolStrategy
+
+    blocks = MAX_IN_FLIGHT // BLOCK_ROWS
+    return dataset.repartition(target_num_rows_per_block=BLOCK_ROWS, strict=True).map_batches(
+        UnrecordedRows,
+        fn_constructor_kwargs={"gateway": gateway},
+        batch_size=None,
+        compute=ActorPoolStrategy(
+            size=ACTORS,
+            max_tasks_in_flight_per_actor=blocks,
+            max_concurrent_calls_per_actor=blocks,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=0.25,
+    )
+
+
+class ActorKiller(threading.Thread):
+    """Kills actors of the dataset that this process executes, each time that more rows have been accepted."""
+
+    def __init__(self, simulator: SimulatorProcess, rows: int, kills: int) -> None:
+        super().__init__(daemon=True)
+        self._simulator = simulator
+        self._due = [round(rows * KILLED_WITHIN * (n + 1) / (kills + 1)) for n in range(kills)]
+        self._random = Random(1)
+        self._ended = threading.Event()
+        self.kills = 0
+
+    def run(self) -> None:
+        while self._due and not self._ended.wait(0.1):
+            if self._simulator.admin_request("/totals")["accepted"] < self._due[0]:
+                continue
+            if actors := actor_processes():
+                with suppress(ProcessLookupError):  # It has ended by itself.
+                    os.kill(self._random.choice(actors), signal.SIGKILL)
+                    self.kills += 1
+                    self._due.pop(0)
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+def actor_processes() -> list[int]:
+    """Return the process ids of the actors of Ray Data that this process has started, on Linux."""
+    parents, actors = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if (folder / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+                actors.append(int(folder.name))
+
+    def is_own(process: int) -> bool:
+        while process > 1 and process != os.getpid():
+            process = parents.get(process, 0)
+        return process == os.getpid()
+
+    return [process for process in actors if is_own(process)]
+
+
+def measure(make: Callable[[Dataset, str], Dataset], rows: int, kills: int, limit: str) -> RayResult:
+    """Execute a dataset, kill actors meanwhile, and count what the gateway has charged."""
+    import ray
+
+    items = [{"id": f"row-{n}", "prompt": f"image {n}"} for n in range(rows)]
+    simulator = SimulatorProcess("--tiny", "--latency", LATENCY, "--rate-limit", limit)
+    killer = ActorKiller(simulator, rows, kills)
+    try:
+        killer.start()
+        executed = make(ray.data.from_items(items, override_num_blocks=1), simulator.gateway_url).take_all()
+        killer.end()
+        posts = simulator.admin_request("/ledger")["posts"]
+    finally:
+        simulator.close()
+    charged = [post for post in posts if post["charged"]]
+    accepted_s = [post["at_s"] for post in charged]
+    return RayResult(
+        rows=len(executed),
+        distinct_rows=len({row["id"] for row in executed}),
+        kills=killer.kills,
+        surplus_charges=len(charged) - len({post["body"]["prompt"] for post in charged}),
+        ambiguous=sum(row["status"] == "ambiguous" for row in executed),
+        utilisation=(len(charged) - 1) / (accepted_s[-1] - accepted_s[0]) / PER_S,
+        rate_limited=sum(post["status"] == 429 for post in posts),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=1200)
+    parser.add_argument("--kills", type=int, default=4)
+    parser.add_argument("--limit", default="token-bucket", help="the kind of the gateway's limit")
+    parser.add_argument("--only", choices=["engine", "control"])
+    options = parser.parse_args()
+    os.environ |= {KEY_VARIABLE: KEY, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    import ray
+
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+    limit = f"{options.limit}:{PER_S}/s"
+    print("| stage | rows out | distinct | kills | surplus charges | ambiguous | used | 429s |")
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as out:
+
+        def engine(dataset: Dataset, gateway: str) -> Dataset:
+            return generate_images(
+                dataset,
+                out=out,
+                rate=f"{PER_S}/s",
+                workers=ACTORS,
+                gateway=gateway,
+                poll_interval_s=POLL_INTERVAL_S,
+                max_in_flight=MAX_IN_FLIGHT,
+            )
+
+        stages = {"engine": engine, "control": control}
+        results = {}
+        for name in [options.only] if options.only else stages:
+            results[name] = measure(stages[name], options.rows, options.kills, limit)
+            *counts, used, refused = results[name]
+            print(f"| {name} | {' | '.join(map(str, counts))} | {used:.3f} | {refused} |", flush=True)
+        ray.shutdown()
+    if result := results.get("engine"):
+        goal = f"{options.rows} distinct rows, 0 charged twice, used ≥ {MIN_USED}"
+        reached = f"{result.distinct_rows}, {result.surplus_charges}, {result.utilisation:.3f}"
+        met = (result.distinct_rows, result.surplus_charges) == (options.rows, 0) and result.utilisation >= MIN_USED
+        report_goal(f"Ray: {options.rows} rows, {result.kills} kills of actors", goal, reached, met=met)
+
+
+if __name__ == "__main__":
+    main()
