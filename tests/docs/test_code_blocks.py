@@ -40,6 +40,7 @@ NOT_EXECUTED = {
     "howto_callbacks_2": "as above",
     "howto_sinks_0": "needs a bucket; tested in tests/storage",
     "howto_references_0": "as above",
+    "howto_workers_1": "needs Ray; tested in tests/test_ray.py",
 }
 SERVICES = ("howto_embed_3", "howto_embed_4")
 SIMULATED_SCRIPT = """
