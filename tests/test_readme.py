@@ -57,7 +57,7 @@ def offline_options(command: list[str], gateway: str) -> list[str]:
     A simulated gateway answers it, unless the command starts its own one.
     """
     match command[0]:
-        case "run" | "retry":
+        case "run" | "retry" | "worker":
             simulated = ["--time-scale=100"] if "--simulate" in command else [f"--gateway={gateway}"]
             return [*simulated, "--poll-interval=0.1"]
         case "bench":

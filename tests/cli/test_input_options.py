@@ -40,7 +40,7 @@ class TestRun:
     def test_text(self, run_options: tuple[str, ...], tmp_path: Path, end: str) -> None:
         """Each line of a text file becomes one image with that prompt unchanged; repeated lines become several."""
         (tmp_path / "p.txt").write_bytes(end.join(AWKWARD_PROMPTS).encode())
-        done = run_command("run", "p.txt", *run_options, cwd=tmp_path)
+        done = run_command("run", "p.txt", *run_options, "--prompt-syntax", "plain", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "p.txt: read as text, one prompt per line" in done.stderr
         rows = result_lines(tmp_path / "out")

@@ -154,7 +154,12 @@ class WorkersScenario(Scenario):
             if plan.options["webhook"]:
                 self._apps[worker] = engine.callbacks_app()
             async with engine:
-                await self._use_engine(engine, worker, plan, jobs)
+                try:
+                    await self._use_engine(engine, worker, plan, jobs)
+                except FencedError:
+                    # An engine that has started again aborts its new run when the exception leaves the context.
+                    worker.gives_up_early |= bool(engine._run and not engine._run.is_fenced)
+                    raise
         except LookupError:
             pass
         except FencedError:
