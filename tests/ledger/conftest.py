@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from krea_batch.ledger import Ledger
-from tests.ledger.places import PLACES, LedgerPlace
+from tests.ledger.places import LedgerPlace, place_params
 
 
 @pytest.fixture
@@ -15,9 +15,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=place_params)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> LedgerPlace:
-    return PLACES[request.param](tmp_path)
+    place: type[LedgerPlace] = request.param
+    return place(tmp_path)
 
 
 @pytest.fixture

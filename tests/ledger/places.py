@@ -91,5 +91,13 @@ class PostgresPlace:
 _numbers = count(1)
 
 PLACES: dict[str, type[LedgerPlace]] = {"sqlite": SqlitePlace, "postgres": PostgresPlace}
-each_empty_ledger = pytest.mark.parametrize("new_ledger", [place.new_empty for place in PLACES.values()], ids=PLACES)
+SLOW_PLACES = {"postgres"}  # a server is started for them
+place_params = [
+    pytest.param(place, id=name, marks=[pytest.mark.slow] if name in SLOW_PLACES else [])
+    for name, place in PLACES.items()
+]
+each_empty_ledger = pytest.mark.parametrize(
+    "new_ledger",
+    [pytest.param(each.values[0].new_empty, id=each.id, marks=each.marks) for each in place_params],  # type: ignore[union-attr]
+)
 """Runs a test with an empty ledger of each implementation."""
