@@ -16,8 +16,6 @@ So the stage is a plain callable, which many threads of the actor call at the sa
 from __future__ import annotations
 
 import asyncio
-import json
-import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -33,17 +31,15 @@ from krea_batch.errors import (
     InputError,
     JobError,
     KreaBatchError,
-    RunDirError,
     RunStopped,
     SettingsError,
 )
 from krea_batch.jobs import FIELDS, Job, Outcome, State
-from krea_batch.ledger.postgres.ledger_address import LedgerAddress, read_address
+from krea_batch.ledger.postgres.ledger_address import LedgerAddress
 from krea_batch.settings import KEY_VARIABLE, Rate, Settings
 from krea_batch.sources.field_errors import closest_match
 from krea_batch.sources.options import InputOptions
 from krea_batch.sources.parser import RowParser
-from krea_batch.storage.run_dir import LEDGER, LEDGER_ADDRESS, create_directory
 
 if TYPE_CHECKING:
     import pyarrow
@@ -156,10 +152,9 @@ class ActorOptions(NamedTuple):
         return Path(self.out).expanduser()
 
     def engine(self) -> Engine:
-        """Return an engine that shares the ledger. Raises SettingsError, RunDirError."""
-        if self.ledger:
-            write_address(self.run_dir, self.ledger)
-        return Engine(self.run_dir, shared=True, **self.settings)
+        """Return an engine that shares the ledger. Raises SettingsError."""
+        url, batch = (self.ledger.url, self.ledger.batch) if self.ledger else (None, None)
+        return Engine(self.run_dir, shared=True, ledger=url, batch=batch, **self.settings)
 
 
 class RowGenerator:
@@ -298,25 +293,6 @@ def check_columns(columns: list[str], *, keep_extra: bool) -> None:
         raise InputError(f"column {name!r} is not a field of a job", f"{hint}{keep}")
     if "prompt" not in columns:
         raise InputError("the dataset has no column prompt", "rename the column that has the prompts")
-
-
-def write_address(out: Path, address: LedgerAddress) -> None:
-    """Write where the ledger is into a run directory, which several actors may do at the same time.
-
-    Raises RunDirError if the directory has another ledger.
-    """
-    if (existing := read_address(out)) == address:
-        return
-    path = out / LEDGER_ADDRESS
-    if existing:
-        raise RunDirError(path, f"names another ledger ({existing.url}, {existing.batch})", "use another out")
-    if (out / LEDGER).exists():
-        raise RunDirError(out, "has a ledger of its own", "use another out for a ledger in a database")
-    create_directory(out)
-    text = f"url = {json.dumps(address.url, ensure_ascii=False)}\nbatch = {json.dumps(address.batch)}\n"
-    with tempfile.NamedTemporaryFile("w", dir=out, prefix=".ledger-", delete=False, encoding="utf-8") as file:
-        file.write(text)
-    Path(file.name).replace(path)
 
 
 def _address(ledger: str | None, batch: str | None) -> LedgerAddress | None:
