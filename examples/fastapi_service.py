@@ -20,7 +20,6 @@ reach a process that does not have the job, so callbacks are of use with one pro
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,7 +30,6 @@ from fastapi import Body, FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
 from krea_batch import Engine, Handle, Job, JobError, KreaBatchError, Webhook
-from krea_batch.errors import FencedError
 from krea_batch.events import Event
 
 OUT = Path(os.environ.get("KREA_OUT", "service-data"))
@@ -75,12 +73,7 @@ async def invalid_job(_: Request, error: JobError) -> Response:
 
 @app.exception_handler(KreaBatchError)
 async def engine_stopped(_: Request, error: KreaBatchError) -> Response:
-    """Respond with 503: the engine has stopped, for example without balance. Recorded requests stay in the ledger.
-
-    If this process stood still for so long that the others have taken over its jobs, it ends, and is started again.
-    """
-    if isinstance(error, FencedError):
-        signal.raise_signal(signal.SIGTERM)
+    """Respond with 503: the engine has stopped, for example without balance. Recorded requests stay in the ledger."""
     return _json_response({"error": str(error)}, status=503, headers={"Retry-After": "60"})
 
 
