@@ -29,7 +29,7 @@ from krea_batch.pipeline.shared_rate_limiter import SharedRateLimiter
 from krea_batch.pipeline.stats import RunStats
 from krea_batch.rules.backoff import RetryBudget
 from krea_batch.rules.delivery import DeliveryGuard
-from krea_batch.rules.found_limit import MAX_AGE_S, FoundLimit
+from krea_batch.rules.found_limit import FoundLimit, recent_limit
 from krea_batch.rules.verdicts import PollVerdict
 from krea_batch.settings import Settings
 from krea_batch.storage.async_io import DiskThreads
@@ -117,9 +117,8 @@ class RunContext:
 
     async def resume_found_limit(self) -> None:
         """Start with the limit that an earlier run has found, if it was not long ago."""
-        recorded = await self.record(Ledger.found_limit)
-        if recorded and 0 <= self.wall_clock() - recorded[1] <= MAX_AGE_S:
-            self.rate_limiter.controller.resume(msgspec.json.decode(recorded[0], type=FoundLimit))
+        if found := recent_limit(await self.record(Ledger.found_limit), self.wall_clock()):
+            self.rate_limiter.controller.resume(found)
             self.stats.rate_per_s = self.rate_limiter.controller.per_s
 
     # ---- the jobs in process at the gateway, whose number may be limited ---------------------------------

@@ -16,7 +16,7 @@ import anyio
 import msgspec
 
 from krea_batch.ledger import Ledger, LedgerWriter
-from krea_batch.rules.found_limit import MAX_AGE_S, FoundLimit
+from krea_batch.rules.found_limit import FoundLimit, recent_limit
 from krea_batch.rules.rate_log import (
     Answered,
     Event,
@@ -126,7 +126,8 @@ class SharedRateLimiter:
         rows = ledger.rate_events(self._event_no if log else 0)
         if log is None or (rows and rows[0][0] != self._event_no + 1):
             log = self._log = RateLog(self.rate.per_s, discover=self.rate.is_auto)
-            log.add(Restart(self._found_before(ledger), _recent_slots(rows, now_s)))
+            found = recent_limit(ledger.found_limit(), self._wall_clock())
+            log.add(Restart(found, _recent_slots(rows, now_s)))
             pending = [event for event in pending if not isinstance(event, JobsEnded)]
         else:
             for _, data in rows:
@@ -141,13 +142,6 @@ class SharedRateLimiter:
         self._view = log.view(now_s)
         self._event_no = ledger.add_rate_events(log.take_events())
         return slots, others, shared_s
-
-    def _found_before(self, ledger: Ledger) -> FoundLimit | None:
-        """Return the limit that was found last, if it was not long ago."""
-        recorded = ledger.found_limit()
-        if recorded and 0 <= self._wall_clock() - recorded[1] <= MAX_AGE_S:
-            return msgspec.json.decode(recorded[0], type=FoundLimit)
-        return None
 
     def _missing_slots(self) -> int:
         return max(0, min(self._slots_ahead, self.demand() + self._waiting) - len(self._slots))
@@ -179,7 +173,7 @@ class SharedRateLimiter:
 
     @property
     def controller(self) -> SharedRateLimiter:
-        """The part that the answers are told to: this object."""
+        """The part that takes the results of submits: this object."""
         return self
 
     async def acquire(self) -> None:
@@ -278,11 +272,6 @@ class SharedRateLimiter:
     def found(self) -> FoundLimit | None:
         """The limit of the gateway, if refusals have shown one below the configured rate."""
         return self._view.found
-
-    @property
-    def jobs_in_process(self) -> int:
-        """The jobs in process of all runs, and submits without an answer, as far as they are known."""
-        return self._view.jobs_in_process
 
     def resume(self, found: FoundLimit) -> None:
         """Do nothing: the first exchange reads the limit that an earlier run has found."""

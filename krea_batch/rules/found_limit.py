@@ -6,7 +6,7 @@ slightly below it, since the limit may have changed.
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, json
 
 MAX_AGE_S = 900.0  # chosen: within 15 minutes of a crash or a Ctrl-C the limit is likely the same
 RESUMED_SHARE = 0.95  # chosen: slightly below the limit, nothing is refused while it is confirmed
@@ -29,3 +29,10 @@ class FoundLimit(Struct, frozen=True):
         count = self.per_s * window_s
         number = f"{count:.0f}" if count >= 10 else f"{count:.2g}"  # it is an estimate
         return f"{number}/s" if window_s == 1.0 else f"{number} per {WINDOWS[window_s]}"
+
+
+def recent_limit(recorded: tuple[bytes, float] | None, now: float) -> FoundLimit | None:
+    """Return a limit as `Ledger.found_limit` returns it, unless it was found long ago. Instants are since 1970."""
+    if recorded is None or not 0 <= now - recorded[1] <= MAX_AGE_S:
+        return None
+    return json.decode(recorded[0], type=FoundLimit)
