@@ -19,7 +19,7 @@ from krea_batch.ledger.consistency import find_known_jobs, open_checked, open_le
 from krea_batch.ledger.live_runs import RunObserver, fence_dead_runs
 from krea_batch.ledger.opening import bind_database, inspect_database, is_in_database, read_ledger, snapshot_ledger
 from krea_batch.ledger.paging import pages, read_outcomes
-from krea_batch.ledger.protocol import Ledger, LedgerReader
+from krea_batch.ledger.protocol import Ledger, LedgerReader, NewJob
 from krea_batch.ledger.rows import AmbiguousJob, Charges, JobTiming, LiveRun, OpenJob, RunRecord
 from krea_batch.ledger.writer import MAX_TRANSACTION_ROWS, LedgerWriter
 
@@ -32,6 +32,7 @@ __all__ = [
     "LedgerReader",
     "LedgerWriter",
     "LiveRun",
+    "NewJob",
     "OpenJob",
     "RunObserver",
     "RunRecord",

@@ -18,7 +18,7 @@ import msgspec
 from krea_batch.errors import JobError
 from krea_batch.gateway import wire
 from krea_batch.jobs import Job, without_image_extension
-from krea_batch.ledger import OpenJob
+from krea_batch.ledger import NewJob, OpenJob
 from krea_batch.rules.verdicts import Finished
 
 
@@ -108,6 +108,11 @@ class InFlightJob:
     def image_name(self) -> str:
         """The name of its images if it is not the id; else empty."""
         return "" if self.name == self.id else self.name
+
+    @property
+    def as_new(self) -> NewJob:
+        """What the ledger records of a job that is not submitted yet."""
+        return self.id, self.body, self.fingerprint, self.metadata, self.tenant, self.image_name
 
     @property
     def was_accepted_earlier(self) -> bool:

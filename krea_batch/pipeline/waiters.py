@@ -143,9 +143,7 @@ class WaiterRegistry:
             waiter.restore(row)
 
     async def _record(self, job: InFlightJob) -> bool:
-        return await self._run.record(
-            Ledger.enqueue, job.id, job.body, job.fingerprint, job.metadata, job.tenant, job.image_name
-        )
+        return await self._run.record(Ledger.enqueue, *job.as_new)
 
     def _create(self, job_id: str) -> JobWaiter:
         if not self._waiters:
