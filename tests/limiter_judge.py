@@ -18,10 +18,11 @@ from itertools import count
 from random import Random
 from typing import NamedTuple
 
-from krea_batch.pipeline.rate_limiter import BURST_S, RateLimiter
+from krea_batch.pipeline.rate_limiter import RateLimiter
 from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules.pending_limit import EXTRA_PENDING, PendingLimit
 from krea_batch.rules.rate_control import RateController
+from krea_batch.rules.send_window import BURST_S
 from krea_batch.settings import AUTO, MAX_PER_S, Rate
 from krea_batch.testing.virtual_time import run_virtual
 

@@ -13,10 +13,8 @@ from pathlib import Path
 
 from krea_batch.ledger.opening import is_in_database
 from krea_batch.ledger.protocol import Ledger, LedgerReader
-from krea_batch.rules.lease import FailureDetector
+from krea_batch.rules.lease import LOOK_INTERVAL_S, FailureDetector
 from krea_batch.storage.run_dir import is_locked
-
-LOOK_INTERVAL_S = 0.5  # chosen: a fraction of BEAT_INTERVAL_S; a look costs a millisecond
 
 
 class RunObserver:

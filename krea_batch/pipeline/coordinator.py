@@ -21,11 +21,10 @@ from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.in_flight_job import InFlightJob
 from krea_batch.pipeline.shared_rate_limiter import SharedRateLimiter
 from krea_batch.pipeline.waiters import WaiterRegistry
-from krea_batch.rules.lease import FailureDetector
+from krea_batch.rules.lease import LOOK_INTERVAL_S, FailureDetector
 
 log = logging.getLogger("krea_batch")
 
-LOOK_INTERVAL_S = 0.5  # chosen: two commits a second cost little; it is far below BEAT_INTERVAL_S
 MAX_FREE_JOBS = 1000  # chosen: as the submitter's queue; a producer waits while so many jobs are free
 MIN_QUEUED = 16  # chosen: jobs that a run claims ahead at a low rate
 QUEUED_S = 1.0  # chosen: for how long a run has jobs to submit until it looks again
@@ -125,6 +124,4 @@ def _look(ledger: Ledger, claimable: int | None) -> _Seen:
 
 
 def _enqueue_all(ledger: Ledger, jobs: Collection[InFlightJob]) -> list[bool]:
-    return ledger.enqueue_many(
-        [(job.id, job.body, job.fingerprint, job.metadata, job.tenant, job.image_name) for job in jobs], free=True
-    )
+    return ledger.enqueue_many([job.as_new for job in jobs], free=True)

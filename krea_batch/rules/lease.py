@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 LEASE_S = 10.0  # chosen: longer than a commit on a slow disk, shorter than people wait for a job
 BEAT_INTERVAL_S = LEASE_S / 5  # chosen: four beats may be late before a lease ends
+LOOK_INTERVAL_S = BEAT_INTERVAL_S / 4  # chosen: two looks, and so two beats, in a second cost little
 SAFETY_MARGIN = 0.2  # chosen: a run takes its own lease to end so much earlier than the others do
 
 

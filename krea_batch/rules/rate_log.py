@@ -14,8 +14,8 @@ import msgspec
 
 from krea_batch.rules.found_limit import FoundLimit
 from krea_batch.rules.rate_control import RateController
+from krea_batch.rules.send_window import BURST_S
 
-BURST_S = 0.02  # measured: as in `pipeline.rate_limiter`; so much may be caught up
 HORIZON_S = 0.5  # chosen: slots are taken at most so long before their time, so that a refusal stops few of them
 
 

