@@ -144,9 +144,8 @@ class OpenRun:
         )
         await self.context.resume_found_limit()
         self.pipeline.poll_scheduler.add_past_latencies(await record(Ledger.latencies, LATENCY_HISTORY))
-        if (
-            settings.max_charges is not None and not settings.shared
-        ):  # Counting the charges of a million jobs takes half a second.
+        # Counting the charges of a million jobs takes half a second.
+        if settings.max_charges is not None and not settings.shared:
             charges = await record(Ledger.charges)
             self.pipeline.budget.add_charges(charges.limited(count_server_errors=settings.count_server_errors))
         await self.pipeline.downloader.prepare()

@@ -18,7 +18,7 @@ from krea_batch.pipeline.admission import AdmissionQueue
 from krea_batch.pipeline.callback_handler import CallbackHandler
 from krea_batch.pipeline.charge_budget import Budget, ChargeBudget, SharedChargeBudget
 from krea_batch.pipeline.context import RunContext
-from krea_batch.pipeline.coordinator import WorkerCoordinator
+from krea_batch.pipeline.coordinator import Request, WorkerCoordinator
 from krea_batch.pipeline.downloader import Downloader
 from krea_batch.pipeline.executor import TransitionExecutor
 from krea_batch.pipeline.in_flight_job import InFlightJob
@@ -137,7 +137,7 @@ class Pipeline:
                 self._resume(record, request)
             after_no = batch[-1].job_no
 
-    def _resume(self, record: OpenJob, request: tuple[bytes, bytes, bytes] | None) -> None:
+    def _resume(self, record: OpenJob, request: Request | None) -> None:
         """Take a job of an earlier run; a pending one with its request."""
         job = InFlightJob.from_ledger(record)
         self._run.taken_ids.take(job.id)
