@@ -3,12 +3,12 @@
 **One after another.** A transaction first takes the lock of its batch, which ends with it. So transactions of several
 processes follow each other as they do in SQLite, and nothing between a read and a write of a transaction can change.
 
-**Few round trips.** Statements whose rows nobody reads wait in a pipeline until rows are read, or until the commit. A
+**Few round trips.** Statements without rows to read wait in a pipeline until rows are read, or until the commit. A
 commit with transitions of one kind takes two round trips: its statements, and COMMIT.
 
-**The answer of a commit may be lost**, when the connection or the server breaks after COMMIT was sent. Then nobody
-knows whether it was made. But the transaction has counted up `commit_no` in the row of this process, and holds the
-lock of the batch until it has ended. So the next attempt takes the lock, and reads the number:
+**The answer of a commit may be lost**, when the connection or the server breaks after COMMIT was sent. Then it
+is unknown whether it was made. But the transaction has counted up `commit_no` in the row of this process, and holds
+the lock of the batch until it has ended. So the next attempt takes the lock, and reads the number:
 
 - It is the number of that transaction: the commit was made. The caller gets the results that were computed then, and
   nothing is applied again. An intent is counted once, and its POST is sent only now, when its record is known.
