@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import deque
+from typing import NamedTuple
 
 WINDOW_S = 1.0
 BURST_S = 0.02  # measured: catching up on 20 ms uses 99 % of rates of 50-5000/s; without it, 96 % or less
@@ -18,41 +19,50 @@ COLD_MARGIN_S = 0.04  # chosen: the first requests wait for DNS, connections and
 WARM_UP_S = 0.5  # chosen: how long requests count as the first ones
 
 
-class SendWindow:
-    """The send times of the latest requests that still count."""
+class _Request(NamedTuple):
+    counted_s: float  # later than `sent_s` if it was delayed
+    sent_s: float
 
-    def __init__(self, per_s: float) -> None:
+
+class SendWindow:
+    """The send times of the latest requests that still count. A window is a second and `margin_s`."""
+
+    def __init__(self, per_s: float, margin_s: float = MARGIN_S) -> None:
         self._per_s = per_s
         self._count = max(1, math.ceil(per_s * WINDOW_S - 1e-9))
-        self._sent_s: deque[float] = deque(maxlen=self._count)
+        self._requests: deque[_Request] = deque(maxlen=self._count)
         self._first_sent_s: float | None = None
-        self._margin_s = MARGIN_S
+        self._margin_s = margin_s
 
     def free_s(self) -> float:
         """Return when the next request may be sent."""
-        if len(self._sent_s) < self._count or self._first_sent_s is None:
+        if len(self._requests) < self._count or self._first_sent_s is None:
             return -math.inf
-        is_cold = self._sent_s[0] - self._first_sent_s < WARM_UP_S
-        return self._sent_s[0] + self._count / self._per_s + (COLD_MARGIN_S if is_cold else self._margin_s)
+        oldest_s = self._requests[0].counted_s
+        is_cold = oldest_s - self._first_sent_s < WARM_UP_S
+        margin_s = max(COLD_MARGIN_S, self._margin_s) if is_cold else self._margin_s
+        return oldest_s + self._count / self._per_s + margin_s
 
     def add(self, now_s: float) -> None:
         """Count a request that is sent now."""
         if self._first_sent_s is None:
             self._first_sent_s = now_s
-        self._sent_s.append(now_s)
+        self._requests.append(_Request(now_s, now_s))
 
     def delay(self, sent_s: float, late_s: float) -> None:
-        """Count a request as sent later, because it was delayed on its way.
+        """Count a request as sent later, because it was delayed on its way. It may be delayed more than once.
 
         Delayed requests arrive together, in one window of the gateway with requests that were sent a second later.
         """
         # A window may have many requests, but few of them were sent after a late one.
-        later: deque[float] = deque()
-        while self._sent_s and self._sent_s[-1] > sent_s:
-            later.appendleft(self._sent_s.pop())
-        if self._sent_s and self._sent_s[-1] == sent_s:
-            insort(later, self._sent_s.pop() + late_s)
-        self._sent_s.extend(later)
+        later: deque[_Request] = deque()
+        while self._requests and self._requests[-1].counted_s >= sent_s:
+            request = self._requests.pop()
+            if request.sent_s == sent_s:
+                insort(later, request._replace(counted_s=request.counted_s + late_s))
+                break
+            later.appendleft(request)
+        self._requests.extend(later)
 
     def widen(self) -> bool:
         """Make the windows longer, up to a maximum, since requests arrive closer together than they were sent."""

@@ -38,6 +38,20 @@ class TestTheWindow:
         window.delay(WARM_UP_S, 0.3)
         assert window.free_s() == pytest.approx(WARM_UP_S + 0.3 + 1.0 + MARGIN_S)
 
+    def test_a_request_may_be_delayed_more_than_once(self) -> None:
+        """A request that was sent late, and whose answer was late as well, counts with both delays."""
+        window = SendWindow(2.0)
+        for at_s in (0.0, 5.0, 6.0):
+            window.add(at_s)
+        window.delay(5.0, 0.3)
+        window.add(6.1)
+        window.add(6.2)
+        window.delay(6.1, 0.2)
+        window.delay(6.1, 0.4)
+        assert window.free_s() == pytest.approx(6.2 + 1.0 + MARGIN_S)
+        window.add(7.3)
+        assert window.free_s() == pytest.approx(6.7 + 1.0 + MARGIN_S)
+
     def test_the_margin_is_doubled_up_to_a_limit(self) -> None:
         """Windows get longer if requests arrive too close to each other, but not without end."""
         window, widened = SendWindow(1.0), 0
