@@ -29,7 +29,7 @@ from krea_batch.rules.rate_log import (
     RateView,
     Restart,
     Unused,
-    taken_slots,
+    recent_slots,
 )
 from krea_batch.settings import Rate
 from krea_batch.storage.clocks import monotonic_clock
@@ -127,7 +127,8 @@ class SharedRateLimiter:
         if log is None or (rows and rows[0][0] != self._event_no + 1):
             log = self._log = RateLog(self.rate.per_s, discover=self.rate.is_auto)
             found = recent_limit(ledger.found_limit(), self._wall_clock())
-            log.add(Restart(found, _recent_slots(rows, now_s)))
+            slots_s = recent_slots((data for _, data in rows), now_s - RESTART_SLOTS_S)
+            log.add(Restart(found, slots_s))
             pending = [event for event in pending if not isinstance(event, JobsEnded)]
         else:
             for _, data in rows:
@@ -312,9 +313,3 @@ class SharedRateLimiter:
         paused_until_s = max(self._view.paused_until_s, until_s + self._offset_s)
         self._view = msgspec.structs.replace(self._view, paused_until_s=paused_until_s)
         self._give_up_slots()
-
-
-def _recent_slots(rows: list[tuple[int, bytes]], now_s: float) -> list[float]:
-    """Return the slots that runs have taken shortly before `now_s`, or after it."""
-    slots_s = {slot_s for _, data in rows for slot_s in taken_slots(data)}
-    return sorted(slot_s for slot_s in slots_s if slot_s > now_s - RESTART_SLOTS_S)

@@ -9,6 +9,7 @@ then, with the limit that was found. Instants are seconds of a clock that all ru
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import msgspec
 
@@ -92,18 +93,24 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Event]).decode
 
 
-def taken_slots(data: bytes) -> list[float]:
-    """Return the slots that are in events of other runs."""
+def recent_slots(rows: Iterable[bytes], since_s: float) -> list[float]:
+    """Return the slots after `since_s` that runs have taken, in order, from rows of events.
+
+    Slots may be equal, when submits catch up. One whose request was sent late counts as a later one.
+    """
     slots_s: list[float] = []
-    for event in _decode(data):
-        match event:
-            case Taken(slot_s):
-                slots_s.append(slot_s)
-            case Restart(_, sent_s):
-                slots_s += sent_s
-            case _:
-                pass
-    return slots_s
+    for data in rows:
+        for event in _decode(data):
+            match event:
+                case Taken(slot_s):
+                    slots_s.append(slot_s)
+                case Late(slot_s, late_s) if slot_s in slots_s:
+                    slots_s[slots_s.index(slot_s)] += late_s
+                case Restart(_, sent_s):
+                    slots_s = list(sent_s)
+                case _:
+                    pass
+    return sorted(slot_s for slot_s in slots_s if slot_s > since_s)
 
 
 class RateView(msgspec.Struct, frozen=True):

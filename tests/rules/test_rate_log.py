@@ -20,7 +20,7 @@ from krea_batch.rules.rate_log import (
     RateLog,
     Restart,
     Unused,
-    taken_slots,
+    recent_slots,
 )
 from tests.window_stats import max_in_window
 
@@ -32,17 +32,17 @@ class SharedLog:
 
     def __init__(self, count: int, per_s: float, *, discover: bool = False) -> None:
         self.logs = [RateLog(per_s, discover=discover) for _ in range(count)]
-        self._rows: list[bytes] = []
+        self.rows: list[bytes] = []
         self._applied = [0] * count
 
     def exchange(self, n: int, change: Callable[[RateLog], object]) -> None:
         """Let run `n` apply what it does not know yet, then make a change that the others will apply."""
         log = self.logs[n]
-        for row in self._rows[self._applied[n] :]:
+        for row in self.rows[self._applied[n] :]:
             log.apply(row)
         change(log)
-        self._rows.append(log.take_events())
-        self._applied[n] = len(self._rows)
+        self.rows.append(log.take_events())
+        self._applied[n] = len(self.rows)
 
     def take(self, n: int, now_s: float, count: int) -> list[float]:
         taken: list[float] = []
@@ -142,12 +142,26 @@ def test_slots_before_a_restart_still_count() -> None:
     assert max_in_window(sorted(before + after)) <= 11
 
 
-def test_the_slots_in_a_row() -> None:
-    """`taken_slots` finds the slots that a run has taken, and those that a restart has listed."""
+def test_submits_that_catch_up_still_count_after_a_restart() -> None:
+    """Slots of the same instant, as after a break, are each counted by the run that lets all runs start again."""
+    shared = SharedLog(1, 200.0)
+    for now_s in (100.0, 101.0, 102.0):
+        slots = shared.take(0, now_s, 10)
+        assert len(set(slots)) < len(slots) == 10
+    assert recent_slots(shared.rows, 101.5) == slots
+
+
+def test_the_slots_that_runs_have_taken() -> None:
+    """`recent_slots` finds the slots of all requests, and those of the last restart; late ones count as later."""
     log = RateLog(10.0, discover=False)
-    log.add(Restart(None, [1.0, 2.0]))
-    slots, _ = log.take_slots(100.0, 2, 1)
-    assert taken_slots(log.take_events())[:4] == [1.0, 2.0, *slots]
+    log.take_slots(98.0, 2, 0)
+    log.add(Restart(None, [99.0, 99.1]))
+    slots, others = log.take_slots(100.0, 2, 1)
+    rows = [log.take_events()]
+    log.add(Late(slots[0], 0.5))
+    log.add(Late(1.0, 0.5))
+    rows.append(log.take_events())
+    assert recent_slots(rows, 99.05) == sorted([99.1, slots[0] + 0.5, slots[1], *others])
 
 
 def test_what_is_not_paused() -> None:
