@@ -17,6 +17,7 @@ from krea_batch.rules.found_limit import FoundLimit
 from krea_batch.rules.rate_control import RateController
 from krea_batch.rules.send_window import BURST_S
 
+MIN_GAP_S = 1e-6  # chosen: slots are not equal, since later events name them by their instants
 HORIZON_S = 0.5  # chosen: slots are taken at most so long before their time, so that a refusal stops few of them
 
 
@@ -96,7 +97,7 @@ _decode = msgspec.msgpack.Decoder(list[Event]).decode
 def recent_slots(rows: Iterable[bytes], since_s: float) -> list[float]:
     """Return the slots after `since_s` that runs have taken, in order, from rows of events.
 
-    Slots may be equal, when submits catch up. One whose request was sent late counts as a later one.
+    A slot whose request was sent late counts as a later one.
     """
     slots_s: list[float] = []
     for data in rows:
@@ -137,6 +138,7 @@ class RateLog:
         self._new: list[Event] = []
         self._restarts = 0
         self._even_s = -math.inf  # when the next slot is due at an even rate
+        self._latest_slot_s = -math.inf
 
     @property
     def restarts(self) -> int:
@@ -180,7 +182,7 @@ class RateLog:
         )
 
     def _take(self, now_s: float, *, is_submit: bool) -> float | None:
-        slot_s = max(now_s + self._controller.wait_s(now_s), self._even_s)
+        slot_s = max(now_s + self._controller.wait_s(now_s), self._even_s, self._latest_slot_s + MIN_GAP_S)
         if slot_s > now_s + HORIZON_S or (is_submit and not self._controller.has_room(now_s)):
             return None
         self.add(Taken(slot_s, is_submit))
@@ -199,6 +201,7 @@ class RateLog:
                 if not controller.has_room(now_s):  # This ends a pause that is over, as it did in the other run.
                     controller.on_full(now_s)
             case Taken(slot_s, is_submit):
+                self._latest_slot_s = max(self._latest_slot_s, slot_s)
                 self._even_s = max(self._even_s, slot_s - BURST_S) + 1.0 / controller.pace_per_s
                 if is_submit:
                     controller.on_sent(slot_s)

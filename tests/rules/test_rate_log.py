@@ -142,13 +142,13 @@ def test_slots_before_a_restart_still_count() -> None:
     assert max_in_window(sorted(before + after)) <= 11
 
 
-def test_submits_that_catch_up_still_count_after_a_restart() -> None:
-    """Slots of the same instant, as after a break, are each counted by the run that lets all runs start again."""
-    shared = SharedLog(1, 200.0)
-    for now_s in (100.0, 101.0, 102.0):
-        slots = shared.take(0, now_s, 10)
-        assert len(set(slots)) < len(slots) == 10
-    assert recent_slots(shared.rows, 101.5) == slots
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_two_slots_are_equal(count: int) -> None:
+    """Submits that catch up after a break have slots of their own too, so that each can be counted and delayed."""
+    shared = SharedLog(count, 200.0)
+    slots = [slot_s for at in range(4) for n in range(count) for slot_s in shared.take(n, 100.0 + at, 10)]
+    assert len(set(slots)) == len(slots) == 40 * count
+    assert recent_slots(shared.rows, 0.0) == sorted(slots)
 
 
 def test_the_slots_that_runs_have_taken() -> None:
