@@ -35,12 +35,14 @@ from krea_batch.settings import Rate
 from krea_batch.storage.clocks import monotonic_clock
 
 AHEAD_S = 0.1  # chosen: slots for so long are taken together: twenty transactions a second, whatever the rate is
+MAX_AHEAD_S = 0.25  # chosen: a delay is known before the slot of a second later is taken
+SLOW_AHEAD = 2.0  # measured: of the time that a commit takes; the other half of the slots lasts until it has ended
 SEARCHING_AHEAD_S = 0.05  # measured: while a limit is searched, a third fewer submits are refused
 TELL_S = 0.02  # chosen: for so long, answers wait to be told to the other runs
 IDLE_S = 0.25  # chosen: how often a run that has something to tell, or waits for a slot, asks
 MIN_INTERVAL_S = 0.02  # chosen: transactions of one run are not closer, so that others get their turn
 LEAD_S = 0.03  # chosen: intents are recorded so long before their slot, or as long before it as a record takes
-MAX_LEAD_S = 0.06  # measured: more makes more POSTs pending than `rules.pending_limit` lets through
+MAX_LEAD_S = 0.1  # measured: a slot that is used late makes the slot of a second later late as well
 MAX_LATE_S = 0.3  # chosen: a slot that is older is given back
 REPORTED_LATE_S = 0.002  # chosen: a smaller delay does not matter to a limiter
 RESTART_SLOTS_S = 1.1  # chosen: slots before a restart that are still in a window of a second
@@ -151,6 +153,7 @@ class SharedRateLimiter:
     def _slots_ahead(self) -> int:
         """How many slots to take in one transaction."""
         ahead_s = AHEAD_S if self.per_s >= self.rate.per_s else SEARCHING_AHEAD_S
+        ahead_s = max(ahead_s, min(SLOW_AHEAD * self._ledger.record_s, MAX_AHEAD_S))
         return max(1, round(self.pace_per_s * (ahead_s + self._lead_s - LEAD_S)))
 
     @property
