@@ -113,6 +113,32 @@ def test_runs_that_share_a_directory_use_a_limit_together(
     assert judged.rate_limited <= 0.15 * JOBS
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("commit_s", [0.002, 0.02])
+def test_runs_that_share_a_configured_rate_are_not_refused(tmp_path: Path, commit_s: float) -> None:
+    """A sliding window of a second, the strictest limiter, never refuses two runs whose rate is its limit.
+
+    This holds while the second run joins, and if commits are slow. They use 96 % of the limit, or more.
+    """
+    judged = JudgedGateway(
+        BUCKET._replace(kind="sliding window", per_s=200.0, number=200, window_s=1.0, latency_s=0.005)
+    )
+    random = Random(2)
+
+    async def main() -> None:
+        async with (
+            open_limited(tmp_path, judged, shared=True) as one,
+            open_limited(tmp_path, judged, shared=True) as other,
+        ):
+            await asyncio.gather(one.run(jobs(JOBS, "cat")), other.run(jobs(JOBS, "dog")))
+
+    run_virtual(main(), lambda: random.uniform(0.5, 1.5) * commit_s)
+    assert judged.rate_limited == 0
+    accepted_s = judged.accepted_s
+    assert len(accepted_s) == 2 * JOBS
+    assert (len(accepted_s) - 1) / (accepted_s[-1] - accepted_s[0]) >= 0.96 * 200
+
+
 class TestTheNextRun:
     def run_once(
         self, out: Path, case: LimiterCase, name: str, *, count: int = 300, clock_s: float = 0.0
