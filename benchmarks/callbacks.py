@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from benchmarks.report import report_goal
 from krea_batch import Engine, Job, Webhook
+from krea_batch.testing import run_virtual
 from tests.callback_gateway import CallbackGateway
 from tests.engine_fixtures import ledger_states
-from tests.virtual_time_runs import run_virtual
 
 URL = "https://my.host/krea"
 MAX_POLLS, MAX_LAG_S = 1.1, 0.3

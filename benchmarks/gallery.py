@@ -31,7 +31,7 @@ from krea_batch import Engine, Job
 from krea_batch.jobs import StoredFile
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.verdicts import Finished
-from krea_batch.testing.simulator import Simulator, SimulatorSettings
+from krea_batch.testing import Simulator, SimulatorSettings
 
 KREA_BATCH_COMMAND = [sys.executable, "-m", "krea_batch"]
 DRAWN_IMAGES = 40

@@ -29,7 +29,7 @@ from krea_batch.benchmark.measurements import percentile
 from krea_batch.benchmark.recorder import measure_loop_lag
 from krea_batch.engine.event_loop import run_event_loop
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
-from krea_batch.testing.scripted_gateway import ScriptedDownload, make_png
+from krea_batch.testing import ScriptedDownload, make_png
 
 RATE_LIMIT_PER_S = 1000
 RESPONSE_LATENCY_S = 0.02

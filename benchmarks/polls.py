@@ -24,8 +24,7 @@ from benchmarks.report import report_goal
 from krea_batch import Engine, Job
 from krea_batch.jobs import Creativity
 from krea_batch.rules.verdicts import Finished, PollVerdict, PostVerdict, Waiting
-from krea_batch.testing.scripted_gateway import ScriptedGateway
-from tests.virtual_time_runs import run_virtual
+from krea_batch.testing import ScriptedGateway, run_virtual
 
 INTERVAL_S = 5.0
 SUBMIT_RATE_PER_S = 50

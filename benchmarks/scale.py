@@ -31,8 +31,7 @@ from benchmarks.report import report_goal
 from krea_batch import Engine, Job
 from krea_batch.engine.event_loop import tune_gc
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Waiting
-from krea_batch.testing.scripted_gateway import ScriptedDownload, ScriptedGateway, make_png
-from tests.virtual_time_runs import run_virtual
+from krea_batch.testing import ScriptedDownload, ScriptedGateway, make_png, run_virtual
 
 LATENCY_S = 20.0
 SCALE_RATE_PER_S = 100

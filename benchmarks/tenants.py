@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.report import report_goal
 from krea_batch import Engine, Job
+from krea_batch.testing import run_virtual
 from tests.callback_gateway import CallbackGateway
-from tests.virtual_time_runs import run_virtual
 
 SMALL_TENANTS, JOBS_EACH = "bcdefghij", 10
 MAX_SLOWDOWN = 2.0

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from krea_batch.rules.verdicts import Accepted, Ambiguous, PollFailed, PollVerdict, PostVerdict, Waiting
-from krea_batch.testing.scripted_gateway import ScriptedGateway
+from krea_batch.testing import ScriptedGateway
 from tests.asgi_client import App, call_asgi
 
 

@@ -16,8 +16,8 @@ from tests.postgres_server import remove_shared_server
 from tests.processes import (
     MEMORY,
     RunningSimulator,
-    SimulatorThread,
     StartSimulator,
+    SimulatorThread,
     has_room_in_memory,
     let_children_be_interrupted,
 )

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from krea_batch import Engine, Job
-from krea_batch.testing.scripted_gateway import ScriptedGateway
+from krea_batch.testing import ScriptedGateway
 
 
 def make_jobs(count: int) -> list[Job]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import orjson
 
 from krea_batch.rules.verdicts import Accepted, PollVerdict, PostVerdict, Refusal, Refused, Waiting
-from krea_batch.testing.scripted_gateway import ScriptedGateway
+from krea_batch.testing import ScriptedGateway
 from tests.limiter_judge import JudgedGateway
 
 _numbers = itertools.count()

@@ -24,7 +24,7 @@ from krea_batch.rules.pending_limit import EXTRA_PENDING, PendingLimit
 from krea_batch.rules.rate_control import RateController
 from krea_batch.rules.send_window import BURST_S
 from krea_batch.settings import AUTO, MAX_PER_S, Rate
-from krea_batch.testing.virtual_time import run_virtual
+from krea_batch.testing import run_virtual
 
 MAX_PENDING = 256  # as many POSTs as the submitter lets be pending
 START_S = 1000.0

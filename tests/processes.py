@@ -20,7 +20,7 @@ from typing import Any
 from anyio.from_thread import start_blocking_portal
 
 from krea_batch.cli.commands.simulate import simulate, simulator_settings
-from krea_batch.testing.simulator import Simulator
+from krea_batch.testing import Simulator
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
 PROCESS_TIMEOUT_S = 600.0  # chosen: ends a test that hangs, and no other on a machine that is busy with other work

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing import make_png
 from tests.gateway.test_client import RawRequest, RawServer, http_response
 
 Place = Literal["before", "inside", "after", "later", "nowhere"]

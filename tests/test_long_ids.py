@@ -18,9 +18,8 @@ from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.sinks import Sink
 from krea_batch.storage.sinks.folder import FolderSink
 from krea_batch.storage.sinks.object_store import ObjectStoreSink
-from krea_batch.testing.scripted_gateway import ScriptedDownload, ScriptedGateway, make_png
+from krea_batch.testing import ScriptedDownload, ScriptedGateway, make_png, run_virtual
 from tests.engine_fixtures import rows_by_id
-from tests.virtual_time_runs import run_virtual
 
 IDS = ["x" * MAX_ID_BYTES, "ä" * (MAX_ID_BYTES // 2), "🦊" * (MAX_ID_BYTES // 4)]
 OUTPUTS = 12

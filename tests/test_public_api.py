@@ -47,7 +47,7 @@ from krea_batch import (
     SubmitsPaused,
     Webhook,
 )
-from krea_batch.testing.simulator import Simulator, SimulatorSettings
+from krea_batch.testing import Simulator, SimulatorSettings
 
 pytestmark = [
     pytest.mark.anyio,

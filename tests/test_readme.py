@@ -17,7 +17,7 @@ from krea_batch import Engine, Job
 from krea_batch.cli.app import COMMANDS
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, ErrorInfo, State
 from krea_batch.ledger.sqlite import SqliteLedger
-from krea_batch.testing.simulator import Simulator, SimulatorSettings
+from krea_batch.testing import Simulator, SimulatorSettings
 from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, run_command, write_jobs
 
 ROOT = Path(__file__).parent.parent

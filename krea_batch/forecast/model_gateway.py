@@ -13,7 +13,7 @@ from typing import Self
 
 from krea_batch.forecast.latency_model import Latencies
 from krea_batch.rules.verdicts import Accepted, Finished, NotSent, PollVerdict, PostVerdict, Refusal, Refused, Waiting
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing.script_entries import make_png
 
 SUBMIT_LATENCY_S = 0.05  # chosen: a round trip of some milliseconds, and some processing
 POLL_LATENCY_S = 0.03  # chosen: the same, with less processing

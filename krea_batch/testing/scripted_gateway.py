@@ -1,14 +1,13 @@
-"""A gateway for tests that gives scripted responses: verdicts for submits and polls, bytes or errors for downloads.
+"""A gateway for tests that gives scripted responses to submits, polls and downloads.
 
 Pass it to an engine instead of an HTTP client. Without a script every job is accepted, polled twice and downloaded:
 
     from krea_batch import Engine, Job
-    from krea_batch.testing.scripted_gateway import ACCEPT, Refusal, Refused, ScriptedGateway
-    from krea_batch.testing.virtual_time import run_virtual
+    from krea_batch.testing import ACCEPT, ErrorResponse, ScriptedGateway, run_virtual
 
     def test_a_rate_limited_job_succeeds(tmp_path):
         gateway = ScriptedGateway()
-        gateway.submit_script["a fox"] = [Refused(Refusal.RATE_LIMITED, 429, "slow down", retry_after_s=30), ACCEPT]
+        gateway.submit_script["a fox"] = [ErrorResponse(429, retry_after_s=30), ACCEPT]
 
         async def main():
             async with Engine(tmp_path / "out", gateway_client=gateway) as engine:
@@ -17,17 +16,16 @@ Pass it to an engine instead of an HTTP client. Without a script every job is ac
         assert run_virtual(main()).status == "succeeded"
         assert list(gateway.charged.values()) == ["a fox"]
 
-It charges as the real gateway does: `charged` holds every accepted POST, even if its response was lost.
+It charges as the real gateway does, when a POST arrives: `charged` holds every accepted POST, even if its response is
+lost because the connection is cut or the process is killed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import struct
-import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Final, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
 
 import orjson
 
@@ -35,117 +33,87 @@ from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.rules.verdicts import (
     Accepted,
     Ambiguous,
-    Errored,
-    Failed,
     Finished,
     NotSent,
     PollFailed,
     PollVerdict,
     PostVerdict,
-    Refusal,
-    Refused,
-    Waiting,
 )
-from krea_batch.storage.png import SIGNATURE, make_chunk
+from krea_batch.testing.script_entries import (
+    ACCEPT,
+    CUT_REASON,
+    ETAG,
+    FINISH,
+    IMAGE,
+    PROCESSING,
+    QUEUED,
+    DownloadStep,
+    ErrorResponse,
+    PollStep,
+    ScriptedDownload,
+    ScriptStep,
+    SubmitStep,
+    make_png,
+)
 
-__all__ = [
-    "ACCEPT",
-    "FINISH",
-    "Accepted",
-    "Ambiguous",
-    "DownloadError",
-    "Errored",
-    "Failed",
-    "Finished",
-    "NotSent",
-    "PollFailed",
-    "Refusal",
-    "Refused",
-    "ScriptedDownload",
-    "ScriptedGateway",
-    "Waiting",
-    "make_png",
-]
+__all__ = ["ScriptedGateway"]
 
-ACCEPT: Final = object()
-"""Entry of a submit script: accept the job with a new request_id."""
+S = TypeVar("S")
 
-FINISH: Final = Finished
-"""Entry of a poll script: the job has finished, with the default image URLs."""
+ANSWER_S = 0.05  # chosen: a poll or a download is answered faster than a POST
 
 
-def make_png(width: int = 4, height: int = 3, text: bytes = b"") -> bytes:
-    """Return a small valid PNG; images with different `text` differ in their bytes."""
+class Script(Generic[S]):
+    """The entries for each prompt. Assign a list: `script["a fox"] = [QUEUED, (5.0, FINISH)]`."""
 
-    rows = (b"\0" + b"\x40\x80\xc0" * width) * height
-    return (
-        SIGNATURE
-        + make_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-        + (make_chunk(b"tEXt", b"prompt\0" + text) if text else b"")
-        + make_chunk(b"IDAT", zlib.compress(rows))
-        + make_chunk(b"IEND", b"")
-    )
+    def __init__(self) -> None:
+        self._entries: dict[str, list[tuple[float, S]]] = {}
 
+    def __setitem__(self, prompt: str, entries: Iterable[S | tuple[float, S]]) -> None:
+        self._entries[prompt] = [entry if isinstance(entry, tuple) else (0.0, entry) for entry in entries]
 
-class ScriptedDownload:
-    """A download that sends these pieces in order: bytes are sent, a float waits (seconds), an exception is raised.
+    def update(self, entries: Mapping[str, Iterable[S | tuple[float, S]]]) -> None:
+        """Assign the lists of several prompts."""
+        for prompt, each in entries.items():
+            self[prompt] = each
 
-    `offset` is where the first byte lies in the image, as a 206 response says it. `etag` is None if there is none.
-    `is_sized` is whether the response has a Content-Length, or the last byte of the image in its Content-Range.
-    """
+    def clear(self) -> None:
+        """Remove the entries of all prompts."""
+        self._entries.clear()
 
-    def __init__(
-        self,
-        pieces: Iterable[bytes | Exception | float],
-        offset: int = 0,
-        etag: str | None = '"e"',
-        *,
-        is_sized: bool = False,
-    ) -> None:
-        self._pieces = list(pieces)
-        self.offset = offset
-        self.etag = etag
-        self.is_sized = is_sized
+    def remaining(self, prompt: str) -> int:
+        """Return how many entries are left: at least 1, because the last one stays, or 0 without a script."""
+        return len(self._entries.get(prompt, []))
 
-    async def __aenter__(self) -> Self:
-        return self
+    def peek(self, prompt: str, default: S) -> S:
+        """Return the next entry."""
+        return self._entries.get(prompt, [(0.0, default)])[0][1]
 
-    async def __aexit__(self, *_: object) -> None: ...
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Send the pieces."""
-        for piece in self._pieces:
-            await asyncio.sleep(piece if isinstance(piece, float) else 0)
-            if isinstance(piece, Exception):
-                raise piece
-            if isinstance(piece, bytes):
-                yield piece
+    def take(self, prompt: str, default: S) -> tuple[float, S]:
+        """Return the next entry and the seconds before it, and go on to the one after it unless it is the last."""
+        entries = self._entries.get(prompt, [(0.0, default)])
+        return entries.pop(0) if len(entries) > 1 else entries[0]
 
 
 class ScriptedGateway:
     """Responds to each prompt from `submit_script`, `poll_script` and `download_script`.
 
-    A script is a list of entries by prompt; each request takes the next entry, and the last entry is repeated. An
-    entry is one of
-
-    - a verdict, such as `Refused(…)` or `Waiting("QUEUED")`; `ACCEPT` and `FINISH` are the usual ones;
-    - for a download: a `ScriptedDownload`, or the list of its pieces;
-    - an exception, which is raised;
-    - a pair `(seconds, entry)`, which waits first.
-
-    Without a script a job is accepted, is PROCESSING at its first poll and has finished at its second, and its
-    image is that of `image`.
+    A script is a list of entries by prompt (`krea_batch.testing.script_entries`); each request takes the next entry,
+    and the last entry is repeated. Without a script a job is accepted, is PROCESSING at its first poll and has
+    finished at its second, and its image is that of `image`.
 
     What the engine did: `submitted_bodies`, `submitted_prompts`, `submit_times_s`, `poll_times_s` (by request_id),
     `downloads` (URL and offset), `charged` (prompt by request_id), `pending_submits`, `peak_pending_submits`.
     Times are those of the event loop. `on_submit` and `on_poll` are called with the prompt or the request_id
-    before the response; they may raise.
+    before the response; they may raise. A POST takes `submit_duration_s`.
+
+    Use one gateway for all engines on a run directory: a gateway knows only the jobs that it has accepted.
     """
 
     def __init__(self) -> None:
-        self.submit_script: dict[str, list[Any]] = defaultdict(list)
-        self.poll_script: dict[str, list[Any]] = defaultdict(list)
-        self.download_script: dict[str, list[Any]] = defaultdict(list)
+        self.submit_script: Script[SubmitStep] = Script()
+        self.poll_script: Script[PollStep] = Script()
+        self.download_script: Script[DownloadStep] = Script()
         self.submitted_bodies: list[dict[str, Any]] = []
         self.submit_times_s: list[float] = []
         self.poll_times_s: dict[str, list[float]] = defaultdict(list)
@@ -162,25 +130,24 @@ class ScriptedGateway:
     ) -> PostVerdict:
         """Return the next verdict for a POST, after `submit_duration_s`. The callback path is ignored."""
         request = orjson.loads(body)
-        self.on_submit(request["prompt"])
+        prompt = request["prompt"]
+        self.on_submit(prompt)
         self.submitted_bodies.append(request)
         self.submit_times_s.append(asyncio.get_running_loop().time())
-        script = self.submit_script[request["prompt"]]
-        will_send = not (script and isinstance(script[0], NotSent))
+        will_send = not isinstance(self.submit_script.peek(prompt, ACCEPT), NotSent)
         if on_sending and will_send and (reason := on_sending()):
             return NotSent(reason)
         self.pending_submits += 1
         self.peak_pending_submits = max(self.peak_pending_submits, self.pending_submits)
         try:
-            await asyncio.sleep(self.submit_duration_s)
-            entry = await _next_entry(script, ACCEPT)
+            wait_s, step = self.submit_script.take(prompt, ACCEPT)
+            verdict = self._receive(step, prompt)
+            await asyncio.sleep(self.submit_duration_s + wait_s)
         finally:
             self.pending_submits -= 1
-        if entry is not ACCEPT:
-            if isinstance(entry, Accepted):
-                self.charged[entry.request_id] = request["prompt"]
-            return entry  # type: ignore[no-any-return]
-        return self.accept(request["prompt"])
+        if isinstance(verdict, Exception):
+            raise verdict
+        return verdict
 
     @property
     def submitted_prompts(self) -> list[str]:
@@ -191,19 +158,29 @@ class ScriptedGateway:
         """Charge a new job and return its verdict."""
         request_id = f"krea-2-large-text-to-image_{len(self.charged):08d}"
         self.charged[request_id] = prompt
-        return Accepted(request_id, Waiting("QUEUED"))
+        return Accepted(request_id, QUEUED)
 
     async def poll(self, request_id: str) -> PollVerdict:
         """Return the next verdict for a poll."""
-        prompt = self.charged[request_id]
+        prompt = self._prompt_of(request_id)
         times_s = self.poll_times_s[request_id]
         times_s.append(asyncio.get_running_loop().time())
         self.on_poll(request_id)
-        await asyncio.sleep(0.05)
-        finished = self.finished(request_id)
-        default = Waiting("PROCESSING") if len(times_s) < 2 else finished
-        entry = await _next_entry(self.poll_script[prompt], default)
-        return finished if entry is FINISH else entry
+        wait_s, step = self.poll_script.take(prompt, PROCESSING if len(times_s) < 2 else FINISH)
+        await asyncio.sleep(ANSWER_S + wait_s)
+        match step:
+            case Exception():
+                raise step
+            case ScriptStep.FINISH:
+                return self.finished(request_id)
+            case ScriptStep.CUT:
+                return PollFailed(CUT_REASON)
+            case ErrorResponse():
+                return step.to_poll(request_id)
+            case ScriptStep():
+                raise _misplaced(step, "poll_script")
+            case _:
+                return step
 
     def finished(self, request_id: str, outputs: int = 1) -> Finished:
         """Return the verdict of a finished job with this many images."""
@@ -214,27 +191,61 @@ class ScriptedGateway:
     async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ScriptedDownload:
         """Return the next download of an image; with the matching ETag it starts at `offset`."""
         self.downloads.append((url, offset))
-        await asyncio.sleep(0.05)
         request_id = url.split("/")[-2]
-        entry = await _next_entry(self.download_script[self.charged[request_id]], None)
-        if entry is None:
-            data = self.image(request_id)
-            start = offset if etag == '"e"' else 0
-            return ScriptedDownload([data[start:]], offset=start)
-        return entry if isinstance(entry, ScriptedDownload) else ScriptedDownload(entry)
+        wait_s, step = self.download_script.take(self._prompt_of(request_id), IMAGE)
+        await asyncio.sleep(ANSWER_S + wait_s)
+        match step:
+            case Exception():
+                raise step
+            case ScriptStep.CUT:
+                raise DownloadError(CUT_REASON)
+            case ErrorResponse():
+                raise step.to_download()
+            case ScriptedDownload():
+                return step
+            case list():
+                return ScriptedDownload(step)
+            case ScriptStep.IMAGE:
+                data = self.image(request_id)
+            case ScriptStep():
+                raise _misplaced(step, "download_script")
+            case bytes():
+                data = step
+        start = offset if etag == ETAG else 0
+        return ScriptedDownload([data[start:]], offset=start)
 
     def image(self, request_id: str) -> bytes:
         """Return the image of a job. Override it to serve other images."""
-        return make_png(text=self.charged[request_id].encode())
+        return make_png(text=self._prompt_of(request_id).encode())
+
+    def _receive(self, step: SubmitStep, prompt: str) -> PostVerdict | Exception:
+        """Charge what is to be charged when a POST arrives, and return the verdict for later."""
+        match step:
+            case ScriptStep.ACCEPT:
+                return self.accept(prompt)
+            case ScriptStep.ACCEPT_AND_CUT:
+                self.accept(prompt)
+                return Ambiguous(CUT_REASON)
+            case ScriptStep.CUT:
+                return Ambiguous(CUT_REASON)
+            case ErrorResponse():
+                return step.to_post()
+            case Accepted():
+                self.charged[step.request_id] = prompt
+                return step
+            case ScriptStep():
+                raise _misplaced(step, "submit_script")
+            case _:
+                return step
+
+    def _prompt_of(self, request_id: str) -> str:
+        if request_id not in self.charged:
+            raise LookupError(
+                f"this gateway has not accepted {request_id}; pass the gateway that accepted it to each engine on "
+                "the run directory"
+            )
+        return self.charged[request_id]
 
 
-async def _next_entry(script: list[Any], default: Any) -> Any:
-    if not script:
-        return default
-    entry = script.pop(0) if len(script) > 1 else script[0]
-    if isinstance(entry, tuple):
-        await asyncio.sleep(entry[0])
-        entry = entry[1]
-    if isinstance(entry, Exception):
-        raise entry
-    return entry
+def _misplaced(step: ScriptStep, script: str) -> TypeError:
+    return TypeError(f"{step.name} has no meaning in {script}; see krea_batch.testing.script_entries")

@@ -20,8 +20,8 @@ from tests.postgres_server import USER, PostgresServer, shared_server
 from tests.processes import (
     PROCESS_TIMEOUT_S,
     RunningSimulator,
-    SimulatorThread,
     StartSimulator,
+    SimulatorThread,
     result_rows,
     run_command,
     start_command,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from krea_batch.maintenance.export.png_metadata import embed_texts
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing import make_png
 from tests.processes import PROCESS_TIMEOUT_S
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.processes import RunningSimulator, SimulatorThread, StartSimulator, result_rows, run_command, write_jobs
+from tests.processes import RunningSimulator, StartSimulator, SimulatorThread, result_rows, run_command, write_jobs
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from krea_batch.cli.ui.run_session import RunSession, check_jobs
 from krea_batch.rules.pending_limit import INITIAL_PENDING
 from krea_batch.settings import Settings
 from krea_batch.sources import JobFiles
-from krea_batch.testing.scripted_gateway import ScriptedGateway
+from krea_batch.testing import ScriptedGateway
 from tests.processes import (
     COMMAND,
     PROCESS_TIMEOUT_S,

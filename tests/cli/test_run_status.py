@@ -37,10 +37,9 @@ from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.lifecycle import count_ended
 from krea_batch.rules.verdicts import Ambiguous, Errored, Failed, Finished, Refusal, Refused, Waiting
 from krea_batch.storage.run_dir import LEDGER
-from krea_batch.testing.scripted_gateway import ACCEPT, FINISH, ScriptedGateway
+from krea_batch.testing import ACCEPT, FINISH, ScriptedGateway, run_virtual
 from tests.engine_fixtures import ledger_states, make_jobs
 from tests.processes import StartSimulator, run_command, write_jobs
-from tests.virtual_time_runs import run_virtual
 
 SOME_STATUS = RunStatus(
     total=1000,

@@ -26,7 +26,7 @@ from krea_batch.jobs import ErrorInfo
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.maintenance.export.png_metadata import embed_texts
 from krea_batch.storage.png import make_chunk
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing import make_png
 from tests.processes import run_command
 
 ROOT = Path(__file__).parents[2]

@@ -17,12 +17,12 @@ from aiohttp.test_utils import TestClient, TestServer
 
 import krea_batch as library
 from krea_batch import Engine, State
-from krea_batch.testing.simulator import Simulator, SimulatorSettings
+from krea_batch.testing import Simulator, SimulatorSettings
 from tests.docs.pages import ROOT, Block, code_blocks
 from tests.processes import (
     PROCESS_TIMEOUT_S,
-    SimulatorThread,
     StartSimulator,
+    SimulatorThread,
     clean_environment,
     run_command,
     write_jobs,

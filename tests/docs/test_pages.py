@@ -13,7 +13,7 @@ from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED,
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, FIELDS, Outcome, State
 from krea_batch.observability import MetricsListener
 from krea_batch.settings import Settings
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing import make_png
 from tests.docs.pages import PAGES, ROOT, code_blocks, names_in_backticks, table_rows
 from tests.processes import run_command
 from tests.test_security import collect_test_names

@@ -13,10 +13,10 @@ from krea_batch import Engine, Job, SettingsError, State, Webhook
 from krea_batch.gateway.callbacks import CallbackRouter
 from krea_batch.gateway.wire import CallbackPayload
 from krea_batch.rules.verdicts import PostVerdict
+from krea_batch.testing import run_virtual
 from tests.asgi_client import call_asgi
 from tests.callback_gateway import CallbackGateway
 from tests.engine_fixtures import ledger_states, query_ledger
-from tests.virtual_time_runs import run_virtual
 
 CALLBACK_URL = "https://my.host/krea"
 

@@ -13,10 +13,10 @@ import pytest
 
 from krea_batch import Engine, Event, Job, RateChanged, RateLimiter
 from krea_batch.rules.found_limit import MAX_AGE_S, FoundLimit
+from krea_batch.testing import run_virtual
 from tests.engine_fixtures import query_ledger
 from tests.limited_gateway import LimitedGateway
 from tests.limiter_judge import START_S, JudgedGateway, LimiterCase, draw_limiter
-from tests.virtual_time_runs import run_virtual
 
 JOBS = 1500
 SHARED: dict[str, Any] = {"max_in_flight": 2000, "poll_interval_s": 1.0}

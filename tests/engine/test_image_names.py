@@ -19,14 +19,14 @@ from krea_batch.jobs import State, StoredFile
 from krea_batch.maintenance.export import RunImages
 from krea_batch.maintenance.recover import recover_run
 from krea_batch.maintenance.verify import check_images
+from krea_batch.rules.verdicts import Failed
 from krea_batch.storage import atomic
 from krea_batch.storage.image_file import ImageFile, commit_many
 from krea_batch.storage.sinks import VerifiedImage
 from krea_batch.storage.sinks.folder import FolderSink
 from krea_batch.storage.sinks.object_store import ObjectStoreSink
-from krea_batch.testing.scripted_gateway import Failed, ScriptedGateway, make_png
+from krea_batch.testing import ScriptedGateway, make_png, run_until_killed, run_virtual
 from tests.engine_fixtures import query_ledger, rows_by_id, run_jobs
-from tests.virtual_time_runs import run_until_killed, run_virtual
 
 JOBS = [
     Job(prompt="a cat", id="1", image_name="cats/old/a.png"),

@@ -26,10 +26,9 @@ from krea_batch import (
     StateChanged,
 )
 from krea_batch.pipeline.event_stream import EventStream
-from krea_batch.rules.verdicts import Ambiguous, Finished, PollFailed, Refusal, Refused
-from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
+from krea_batch.rules.verdicts import Ambiguous, PollFailed, Refusal, Refused
+from krea_batch.testing import ACCEPT, FINISH, ScriptedGateway, run_until_killed, run_virtual
 from tests.engine_fixtures import ledger_states, rows_by_id
-from tests.virtual_time_runs import run_until_killed, run_virtual
 from tests.window_stats import max_in_window
 
 PAYMENT_REQUIRED = Refused(Refusal.FATAL, 402, "no money")
@@ -70,7 +69,7 @@ class TestHandles:
     def test_events_of_a_job(self, tmp_path: Path) -> None:
         """Every iteration over a handle yields all events of its job, and of no other, until its end."""
         gateway = ScriptedGateway()
-        gateway.poll_script["image 1"] = [PollFailed("HTTP 500", 500), Finished]
+        gateway.poll_script["image 1"] = [PollFailed("HTTP 500", 500), FINISH]
 
         async def read(handle: Any) -> list[Event]:
             return [event async for event in handle]
@@ -316,7 +315,7 @@ class TestStream:
     def test_ordered(self, tmp_path: Path) -> None:
         """An ordered stream yields outcomes in the order of its jobs, whichever end first."""
         gateway = ScriptedGateway()
-        gateway.poll_script["image 0"] = [*[PollFailed("HTTP 500", 500)] * 4, Finished]
+        gateway.poll_script["image 0"] = [*[PollFailed("HTTP 500", 500)] * 4, FINISH]
 
         async def main(*, ordered: bool, prefix: int) -> list[str]:
             async def some() -> AsyncIterator[Job]:
@@ -327,7 +326,7 @@ class TestStream:
                 return [outcome.id async for outcome in engine.stream(some(), ordered=ordered)]
 
         assert run_virtual(main(ordered=True, prefix=0)) == [f"job-{n}" for n in range(8)]
-        gateway.poll_script["image 100"] = [*[PollFailed("HTTP 500", 500)] * 4, Finished]
+        gateway.poll_script["image 100"] = [*[PollFailed("HTTP 500", 500)] * 4, FINISH]
         unordered = run_virtual(main(ordered=False, prefix=100))
         assert sorted(unordered) == sorted(f"job-{n}" for n in range(100, 108))
         assert unordered[0] != "job-100"

@@ -13,9 +13,8 @@ import pytest
 
 from krea_batch import Engine, Event, InputError, Job, JobError, Outcome, RunStopped, State, StateChanged
 from krea_batch.rules.verdicts import Ambiguous, Errored, PostVerdict, Refusal, Refused
-from krea_batch.testing.scripted_gateway import ACCEPT, FINISH, ScriptedGateway
+from krea_batch.testing import ACCEPT, FINISH, ScriptedGateway, run_virtual
 from tests.engine_fixtures import ledger_states
-from tests.virtual_time_runs import run_virtual
 
 pytestmark = pytest.mark.slow
 
@@ -211,7 +210,7 @@ def test_random_callers(tmp_path: Path, seed: int, is_closed: bool) -> None:
                 assert is_closed
                 assert isinstance(error, RunStopped)
     for prompt in sent.values():
-        errors = prompt in gateway.charged.values() and len(gateway.poll_script[prompt]) == 1
+        errors = prompt in gateway.charged.values() and gateway.poll_script.remaining(prompt) == 1
         assert list(gateway.charged.values()).count(prompt) <= 1 + errors
     assert all(State(state).info.final for state in ledger_states(tmp_path).values())
 

@@ -18,10 +18,10 @@ from krea_batch.ledger import Ledger
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.pipeline.shared_rate_limiter import SharedRateLimiter
 from krea_batch.rules.lease import LEASE_S
+from krea_batch.rules.verdicts import Refusal, Refused
 from krea_batch.storage.run_dir import LEDGER
-from krea_batch.testing.scripted_gateway import ACCEPT, Refusal, Refused, ScriptedGateway
+from krea_batch.testing import ACCEPT, ScriptedGateway, run_virtual
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses
-from tests.virtual_time_runs import run_virtual
 
 UNAVAILABLE = Refused(Refusal.RETRYABLE, 503, "unavailable")
 

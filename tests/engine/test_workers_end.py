@@ -13,9 +13,8 @@ from krea_batch import Engine, Job, RunStopped
 from krea_batch.errors import FencedError
 from krea_batch.ledger.opening import open_for_changes
 from krea_batch.rules.verdicts import Waiting
-from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
+from krea_batch.testing import ACCEPT, ScriptedGateway, run_virtual
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger
-from tests.virtual_time_runs import run_virtual
 
 pytestmark = pytest.mark.slow
 

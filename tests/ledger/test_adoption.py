@@ -17,10 +17,10 @@ from krea_batch.ledger.adoption import adopt_spill
 from krea_batch.ledger.consistency import open_checked
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.maintenance.resolve import AmbiguousJobs
+from krea_batch.rules.verdicts import Ambiguous, PollFailed
 from krea_batch.storage.spill import SPILL, SpilledId, keep_spill, read_spill, write_spill
-from krea_batch.testing.scripted_gateway import ACCEPT, Ambiguous, PollFailed, ScriptedGateway
+from krea_batch.testing import ACCEPT, ScriptedGateway, run_virtual
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, run_jobs
-from tests.virtual_time_runs import run_virtual
 
 
 def run_with_a_ledger_that_fails(out: Path, gateway: ScriptedGateway, count: int) -> None:

@@ -24,9 +24,8 @@ from krea_batch.ledger.sqlite.database import WAL_LIMIT_BYTES
 from krea_batch.ledger.writer import MAINTENANCE_INTERVAL_S
 from krea_batch.maintenance.resolve import AmbiguousJobs
 from krea_batch.rules.verdicts import Finished
-from krea_batch.testing.scripted_gateway import ScriptedGateway
+from krea_batch.testing import ScriptedGateway, run_until_killed, run_virtual
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, run_jobs
-from tests.virtual_time_runs import run_until_killed, run_virtual
 
 FINISHED = Finished(("https://cdn.example/a.png",), "image/png")
 JOB_BYTES = 13_000  # what a job adds to the WAL if it is committed alone

@@ -16,7 +16,7 @@ from krea_batch.ledger import Ledger, LedgerWriter
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.ledger.writer import Operation, commit
 from krea_batch.rules.verdicts import Finished
-from tests.virtual_time_runs import run_virtual
+from krea_batch.testing import run_virtual
 
 T = TypeVar("T")
 FINISHED = Finished(("https://cdn.example/a.png",), "image/png")

@@ -20,10 +20,9 @@ from krea_batch.maintenance.export import ExportedImage, RunImages, export
 from krea_batch.maintenance.export.image_paths import ImagePaths
 from krea_batch.maintenance.export.recognition import is_export
 from krea_batch.maintenance.export.writers import ExportOptions
-from krea_batch.testing.scripted_gateway import ScriptedGateway, make_png
+from krea_batch.testing import ScriptedGateway, make_png, run_virtual
 from tests.engine_fixtures import run_jobs
 from tests.processes import run_command
-from tests.virtual_time_runs import run_virtual
 
 JOBS = [
     Job(prompt="A fox", id="Fox", seed=1, metadata={"set": "train"}),

@@ -24,20 +24,11 @@ from krea_batch.ledger.rows import KnownJob
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.maintenance.recover import RecoverReport, decode_row, recover_run
 from krea_batch.maintenance.retry import RetryPlan
+from krea_batch.rules.verdicts import Ambiguous, Errored, Failed, Refusal, Refused, Waiting
 from krea_batch.storage.results_file import encode_row
 from krea_batch.storage.sinks.folder import FolderSink
-from krea_batch.testing.scripted_gateway import (
-    Ambiguous,
-    Errored,
-    Failed,
-    Refusal,
-    Refused,
-    ScriptedGateway,
-    Waiting,
-    make_png,
-)
+from krea_batch.testing import ScriptedGateway, make_png, run_until_killed, run_virtual
 from tests.engine_fixtures import ledger_states, make_jobs, result_statuses, rows_by_id, run_jobs
-from tests.virtual_time_runs import run_until_killed, run_virtual
 
 JOBS = 60
 MIXED = {

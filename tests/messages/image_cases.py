@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing import make_png
 from tests.messages.message_case import Content, MessageCase, file, line, option
 
 TABLE = "prompt,animal\na cat,cats\n"

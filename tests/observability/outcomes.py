@@ -14,32 +14,32 @@ from krea_batch.rules.verdicts import (
     Ambiguous,
     Errored,
     Failed,
-    Finished,
     NotSent,
     PollFailed,
     Refusal,
     Refused,
     Waiting,
 )
-from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
+from krea_batch.testing import ACCEPT, FINISH, IMAGE, ScriptedGateway
+from krea_batch.testing.script_entries import DownloadStep, PollStep, SubmitStep
 
 RATE_LIMITED = Refused(Refusal.RATE_LIMITED, 429, "too many", 2.0)
 
-_SUBMIT_SCRIPTS: dict[str, list[Any]] = {
+_SUBMIT_SCRIPTS: dict[str, list[SubmitStep]] = {
     "rejected": [Refused(Refusal.REJECTED, 400, "bad prompt")],
     "ambiguous": [Ambiguous("the connection broke")],
     "refused, then accepted": [RATE_LIMITED, RATE_LIMITED, ACCEPT],
     "not sent, then accepted": [NotSent("no route"), ACCEPT],
 }
-_POLL_SCRIPTS: dict[str, list[Any]] = {
+_POLL_SCRIPTS: dict[str, list[PollStep]] = {
     "failed": [Waiting("QUEUED"), Failed("nsfw")],
     "errored": [Errored("worker died")],
-    "errored, then finished": [Errored("worker died"), Finished],
+    "errored, then finished": [Errored("worker died"), FINISH],
     "timed out": [Waiting("QUEUED")],
-    "poll error": [PollFailed("garbled"), Finished],
+    "poll error": [PollFailed("garbled"), FINISH],
 }
-_DOWNLOAD_SCRIPTS: dict[str, list[Any]] = {
-    "download error": [DownloadError("cut"), None],
+_DOWNLOAD_SCRIPTS: dict[str, list[DownloadStep]] = {
+    "download error": [DownloadError("cut"), IMAGE],
 }
 OUTCOMES = ("plain", *_SUBMIT_SCRIPTS, *_POLL_SCRIPTS, *_DOWNLOAD_SCRIPTS)
 
@@ -47,12 +47,9 @@ OUTCOMES = ("plain", *_SUBMIT_SCRIPTS, *_POLL_SCRIPTS, *_DOWNLOAD_SCRIPTS)
 def gateway_with_every_outcome() -> tuple[ScriptedGateway, list[Job]]:
     """Return a gateway, and jobs whose prompts name their outcomes at it."""
     gateway = ScriptedGateway()
-    for scripts, scripts_by_prompt in (
-        (gateway.submit_script, _SUBMIT_SCRIPTS),
-        (gateway.poll_script, _POLL_SCRIPTS),
-        (gateway.download_script, _DOWNLOAD_SCRIPTS),
-    ):
-        scripts.update({prompt: list(script) for prompt, script in scripts_by_prompt.items()})
+    gateway.submit_script.update(_SUBMIT_SCRIPTS)
+    gateway.poll_script.update(_POLL_SCRIPTS)
+    gateway.download_script.update(_DOWNLOAD_SCRIPTS)
     return gateway, [Job(prompt=prompt, id=f"one {prompt}", aspect_ratio="16:9") for prompt in OUTCOMES]
 
 

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from krea_batch.observability import MetricsListener, dashboard
+from krea_batch.testing import run_virtual
 from tests.observability.outcomes import engine_with_listeners, gateway_with_every_outcome
-from tests.virtual_time_runs import run_virtual
 
 TARGET_LABELS = {"instance"}  # Prometheus adds it to everything it scrapes
 SELECTOR = re.compile(r"\b(krea_batch_\w+)(?:\{([^}]*)\})?")

@@ -20,10 +20,9 @@ from krea_batch.events import (
 )
 from krea_batch.jobs import FINAL
 from krea_batch.rules.verdicts import Waiting
-from krea_batch.testing.scripted_gateway import ScriptedGateway
+from krea_batch.testing import ScriptedGateway, run_virtual
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger
 from tests.observability.outcomes import OUTCOMES, engine_with_listeners, gateway_with_every_outcome
-from tests.virtual_time_runs import run_virtual
 
 LEDGER_RESULTS = {
     "accepted": "accepted",

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from krea_batch.observability import JsonFormatter, LogfmtFormatter
 from krea_batch.observability.logs import record_fields
+from krea_batch.testing import run_virtual
 from tests.engine_fixtures import rows_by_id
 from tests.observability.outcomes import engine_with_listeners, gateway_with_every_outcome
-from tests.virtual_time_runs import run_virtual
 
 
 def record(template: object, *args: Any, exc_info: Any = None) -> logging.LogRecord:

@@ -33,7 +33,7 @@ from krea_batch.ledger import Charges
 from krea_batch.observability import MetricsListener
 from krea_batch.observability.metrics import CHARGE_KINDS, RETRY_STAGES
 from krea_batch.rules.verdicts import Finished, Waiting
-from krea_batch.testing.scripted_gateway import ScriptedGateway
+from krea_batch.testing import ScriptedGateway, run_virtual
 from tests.engine_fixtures import make_jobs, rows_by_id
 from tests.observability.outcomes import (
     engine_with_listeners,
@@ -41,7 +41,6 @@ from tests.observability.outcomes import (
     metric_value,
     metric_values,
 )
-from tests.virtual_time_runs import run_virtual
 
 
 def make_outcome(status: State = State.SUCCEEDED, **fields: Any) -> Outcome:

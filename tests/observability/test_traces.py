@@ -17,10 +17,9 @@ from krea_batch.events import Event, PollCompleted, RateChanged, RunStopping, Su
 from krea_batch.observability import TracingListener
 from krea_batch.observability.traces import JOB_SPAN
 from krea_batch.rules.verdicts import Waiting
-from krea_batch.testing.scripted_gateway import ScriptedGateway
+from krea_batch.testing import ScriptedGateway, run_virtual
 from tests.engine_fixtures import make_jobs, rows_by_id
 from tests.observability.outcomes import OUTCOMES, engine_with_listeners, gateway_with_every_outcome
-from tests.virtual_time_runs import run_virtual
 
 
 def loop_ns() -> int:

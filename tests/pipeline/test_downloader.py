@@ -17,12 +17,10 @@ from krea_batch.gateway.url_policy import DownloadError
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.image_file import ImageFile
-from krea_batch.testing.scripted_gateway import ScriptedDownload, ScriptedGateway, make_png
+from krea_batch.testing import IMAGE, ScriptedDownload, ScriptedGateway, make_png, run_until_killed, run_virtual
 from tests.engine_fixtures import ledger_states, make_jobs, result_statuses, rows_by_id, run_jobs
-from tests.virtual_time_runs import run_until_killed, run_virtual
 
 CONNECTION_CUT = DownloadError("the connection was cut")
-COMPLETE_IMAGE = None  # in a download script: the image, from the requested offset on
 
 
 def image_of(prompt: str) -> bytes:
@@ -79,11 +77,11 @@ class TestOutputs:
 
         gateway = TwoFilesGateway()
         gateway.download_script["first"] = [
-            COMPLETE_IMAGE,
+            IMAGE,
             [image_of("first")[:20], CONNECTION_CUT],
-            (5.0, COMPLETE_IMAGE),
+            (5.0, IMAGE),
         ]
-        gateway.download_script["second"] = [[image_of("second")[:30], CONNECTION_CUT], (5.0, COMPLETE_IMAGE)]
+        gateway.download_script["second"] = [[image_of("second")[:30], CONNECTION_CUT], (5.0, IMAGE)]
         todo = [Job(prompt="first", id="a"), Job(prompt="second", id="a-2")]
         run_virtual(run_jobs(tmp_path, gateway, todo))
         assert result_statuses(tmp_path) == {"a": "succeeded", "a-2": "succeeded"}
@@ -99,7 +97,7 @@ class TestOutputs:
                 return super().finished(request_id, 3)
 
         gateway = ThreeOutputsGateway()
-        gateway.download_script["j0"] = [COMPLETE_IMAGE] * (fails_at - 1) + [CONNECTION_CUT, COMPLETE_IMAGE]
+        gateway.download_script["j0"] = [IMAGE] * (fails_at - 1) + [CONNECTION_CUT, IMAGE]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.downloads) == 4
@@ -111,7 +109,7 @@ class TestDownloadErrors:
     def test_a_cut_download_resumes_where_it_stopped(self, tmp_path: Path, at: int) -> None:
         """The rest is requested by Range, and the file is complete."""
         gateway = ScriptedGateway()
-        gateway.download_script["j0"] = [[image_of("j0")[:at], CONNECTION_CUT], COMPLETE_IMAGE]
+        gateway.download_script["j0"] = [[image_of("j0")[:at], CONNECTION_CUT], IMAGE]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert [offset for _, offset in gateway.downloads] == [0, at]
         check_images(tmp_path)
@@ -122,7 +120,7 @@ class TestDownloadErrors:
         gateway = ScriptedGateway()
         gateway.download_script["j0"] = [
             ScriptedDownload([body[at : at + 10], CONNECTION_CUT], offset=at) for at in range(0, 50, 10)
-        ] + [COMPLETE_IMAGE]  # fmt: skip
+        ] + [IMAGE]  # fmt: skip
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert [offset for _, offset in gateway.downloads] == [0, 10, 20, 30, 40, 50]
         check_images(tmp_path)
@@ -150,7 +148,7 @@ class TestDownloadErrors:
     def test_an_invalid_image_is_downloaded_again(self, tmp_path: Path, pieces: list[Any]) -> None:
         """An invalid image is downloaded again from its first byte, and leaves no trace."""
         gateway = ScriptedGateway()
-        gateway.download_script["j0"] = [pieces, pieces, COMPLETE_IMAGE]
+        gateway.download_script["j0"] = [pieces, pieces, IMAGE]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert [offset for _, offset in gateway.downloads] == [0, 0, 0]
         assert len(gateway.submitted_bodies) == 1
@@ -161,7 +159,7 @@ class TestDownloadErrors:
         gateway = ScriptedGateway()
         gateway.download_script["j0"] = [
             ScriptedDownload([image_of("j0")[:50], CONNECTION_CUT], etag=None),
-            COMPLETE_IMAGE,
+            IMAGE,
         ]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         check_images(tmp_path)
@@ -196,7 +194,7 @@ class TestDownloadErrors:
                 return Finished((f"https://cdn.example/{request_id}/{signature}.png",), "image/png")
 
         gateway = SignedUrlGateway()
-        gateway.download_script["j0"] = [DownloadError(f"HTTP {status}", status=status), COMPLETE_IMAGE]
+        gateway.download_script["j0"] = [DownloadError(f"HTTP {status}", status=status), IMAGE]
         events: list[Event] = []
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), listeners=[events.append]))
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
@@ -236,7 +234,7 @@ class TestDownloadErrors:
     def test_retry_after_pauses_the_host(self, tmp_path: Path) -> None:
         """A host that answers 429 with Retry-After gets no request of any download for that time."""
         gateway = ScriptedGateway()
-        gateway.download_script["j0"] = [DownloadError("HTTP 429", status=429, retry_after_s=60.0), COMPLETE_IMAGE]
+        gateway.download_script["j0"] = [DownloadError("HTTP 429", status=429, retry_after_s=60.0), IMAGE]
         times_s: list[float] = []
         download = gateway.download
 
@@ -297,7 +295,7 @@ class TestOtherTypes:
         """Bytes after the end of a PNG may be gone in the second response; if not, the image is kept with them."""
         surplus = ScriptedDownload([image_of("j0") + b"more"], is_sized=True)
         gateway = ScriptedGateway()
-        gateway.download_script["j0"] = [surplus, COMPLETE_IMAGE if is_clean_later else surplus]
+        gateway.download_script["j0"] = [surplus, IMAGE if is_clean_later else surplus]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         (file,) = rows_by_id(tmp_path)["j0"]["files"]
         assert file["path"] == "images/j0.png"
@@ -356,7 +354,7 @@ class TestDisk:
 
         gateway = ScriptedGateway()
         if method == "write":
-            gateway.download_script["j0"] = [[image_of("j0")[:20], CONNECTION_CUT], COMPLETE_IMAGE]
+            gateway.download_script["j0"] = [[image_of("j0")[:20], CONNECTION_CUT], IMAGE]
         with monkeypatch.context() as patch:
             patch.setattr(ImageFile, method, raise_disk_full)
             engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
@@ -383,7 +381,7 @@ class TestDisk:
 
         gateway = ScriptedGateway()
         if method == "write":
-            gateway.download_script["j0"] = [[image_of("j0")[:20], CONNECTION_CUT], COMPLETE_IMAGE]
+            gateway.download_script["j0"] = [[image_of("j0")[:20], CONNECTION_CUT], IMAGE]
         monkeypatch.setattr(ImageFile, method, fail_at_first)
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert engine.stopped is None
@@ -415,7 +413,7 @@ class TestDisk:
         gateway = ScriptedGateway()
         for job in make_jobs(4):
             body = image_of(job.id)
-            gateway.download_script[job.id] = [[body[:20], 0.5, body[20:50], 0.5, CONNECTION_CUT], COMPLETE_IMAGE]
+            gateway.download_script[job.id] = [[body[:20], 0.5, body[20:50], 0.5, CONNECTION_CUT], IMAGE]
         run_until_killed(
             run_jobs(tmp_path, gateway, make_jobs(4)), killed_ms / 1000, tmp_path, thread_duration_s=lambda: 0.2
         )

@@ -26,10 +26,9 @@ from krea_batch.rules.verdicts import (
     Waiting,
 )
 from krea_batch.settings import Rate
-from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway
+from krea_batch.testing import ACCEPT, FINISH, ScriptedGateway, run_virtual
 from krea_batch.testing.simulator.request_limits import parse_limit
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, rows_by_id, run_jobs
-from tests.virtual_time_runs import run_virtual
 from tests.window_stats import max_in_window
 
 STILL_WAITING = Waiting("PROCESSING")
@@ -68,7 +67,7 @@ class FixedLatencyScript(ScriptedGateway):
 
     async def poll(self, request_id: str) -> Any:
         now_s = asyncio.get_running_loop().time()
-        self.poll_script[self.charged[request_id]] = [Finished if now_s >= self.done_s[request_id] else STILL_WAITING]
+        self.poll_script[self.charged[request_id]] = [FINISH if now_s >= self.done_s[request_id] else STILL_WAITING]
         return await super().poll(request_id)
 
     def finished(self, request_id: str, outputs: int = 1) -> Finished:
@@ -104,7 +103,7 @@ class TestInterval:
     def test_not_after_an_error(self, tmp_path: Path, error: PollFailed) -> None:
         """A failed poll is repeated no sooner than the interval and than Retry-After."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [STILL_WAITING, error, error, STILL_WAITING, error, Finished]
+        gateway.poll_script["j0"] = [STILL_WAITING, error, error, STILL_WAITING, error, FINISH]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         (times_s,) = gateway.poll_times_s.values()
         assert min(gaps_s(times_s)) >= 5.0
@@ -151,7 +150,7 @@ class TestStatuses:
     def test_error_is_submitted_again(self, tmp_path: Path) -> None:
         """ERROR is not charged: the job is submitted again, and its second request_id is recorded."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [Errored("gpu"), Finished]
+        gateway.poll_script["j0"] = [Errored("gpu"), FINISH]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert gateway.submitted_bodies[0] == gateway.submitted_bodies[1]
@@ -171,7 +170,7 @@ class TestStatuses:
         assert len(gateway.submitted_bodies) == max_attempts
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), max_attempts=max_attempts))
         assert len(gateway.submitted_bodies) == max_attempts
-        gateway.poll_script["j0"] = [Finished]
+        gateway.poll_script["j0"] = [FINISH]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), max_attempts=max_attempts + 1))
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == max_attempts + 1
@@ -179,7 +178,7 @@ class TestStatuses:
     def test_error_after_the_stop_stays_for_the_next_run(self, tmp_path: Path) -> None:
         """A job in ERROR is not submitted again by a run that is stopping, but by the next one."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [Errored("gpu"), Finished]
+        gateway.poll_script["j0"] = [Errored("gpu"), FINISH]
 
         async def main() -> None:
             async with Engine(tmp_path, gateway_client=gateway) as engine:
@@ -199,7 +198,7 @@ class TestStatuses:
     def test_an_unknown_status_means_waiting(self, tmp_path: Path, status: str) -> None:
         """An unknown status means that the job is still waiting."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [Waiting(status)] * 20 + [Finished]
+        gateway.poll_script["j0"] = [Waiting(status)] * 20 + [FINISH]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert len(gateway.submitted_bodies) == 1
@@ -211,7 +210,7 @@ class TestPollErrors:
         """While its status cannot be read, a job stays accepted; it succeeds once it can be read."""
         gateway = ScriptedGateway()
         observed: set[Any] = set()
-        gateway.poll_script["j0"] = [error] * 8 + [Finished]
+        gateway.poll_script["j0"] = [error] * 8 + [FINISH]
         gateway.on_poll = lambda _: observed.update(query_ledger(tmp_path, "SELECT state FROM jobs"))
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert observed == {("accepted",)}
@@ -221,7 +220,7 @@ class TestPollErrors:
     def test_backoff_grows_to_a_minute(self, tmp_path: Path) -> None:
         """The delays after unreadable answers double from the interval, up to a minute."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [POLL_ERRORS["500"]] * 8 + [Finished]
+        gateway.poll_script["j0"] = [POLL_ERRORS["500"]] * 8 + [FINISH]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         (times_s,) = gateway.poll_times_s.values()
         expected_s = [5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0, 60.0]
@@ -230,7 +229,7 @@ class TestPollErrors:
     def test_a_429_pauses_polls_and_not_submits(self, tmp_path: Path) -> None:
         """After a poll's 429 no job is polled until Retry-After has passed; submits keep their rate."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [PollFailed("slow down", 429, 60.0), Finished]
+        gateway.poll_script["j0"] = [PollFailed("slow down", 429, 60.0), FINISH]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(100), rate="5/s"))
         assert max(gaps_s(gateway.submit_times_s)) < 0.3
         times_s = sorted(at_s for times_s in gateway.poll_times_s.values() for at_s in times_s)
@@ -255,7 +254,7 @@ class TestPollErrors:
     def test_one_401_after_other_errors_is_not_a_refused_key(self, tmp_path: Path) -> None:
         """Only consecutive 401s mean a refused key; 500s before a single one do not count."""
         gateway = ScriptedGateway()
-        gateway.poll_script["j0"] = [POLL_ERRORS["500"], POLL_ERRORS["500"], POLL_ERRORS["401"], Finished]
+        gateway.poll_script["j0"] = [POLL_ERRORS["500"], POLL_ERRORS["500"], POLL_ERRORS["401"], FINISH]
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert engine.stopped is None
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
@@ -383,7 +382,7 @@ class TestTimeOut:
         gateway = ScriptedGateway()
         gateway.poll_script["j0"] = [STILL_WAITING]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), job_timeout_s=10.0))
-        gateway.poll_script["j0"] = [Errored("lost"), Finished]
+        gateway.poll_script["j0"] = [Errored("lost"), FINISH]
         gateway.submit_script["j0"] = [ACCEPT]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
         assert result_statuses(tmp_path) == {"j0": "succeeded"}

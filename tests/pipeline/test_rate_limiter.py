@@ -13,7 +13,7 @@ from krea_batch.pipeline.rate_limiter import MAX_LEAD_S, MAX_UNSENT_S
 from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules.found_limit import RESUMED_SHARE, FoundLimit
 from krea_batch.rules.jobs_limit import MAX_FULL_S
-from tests.virtual_time_runs import run_virtual
+from krea_batch.testing import run_virtual
 
 
 class Submits:

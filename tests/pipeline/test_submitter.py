@@ -25,17 +25,15 @@ from krea_batch.rules.verdicts import (
     Ambiguous,
     Errored,
     Failed,
-    Finished,
     NotSent,
     PollFailed,
     Refusal,
     Refused,
     Waiting,
 )
-from krea_batch.testing.scripted_gateway import ACCEPT, FINISH, ScriptedGateway
+from krea_batch.testing import ACCEPT, FINISH, ScriptedGateway, run_virtual
 from tests.asgi_client import call_asgi
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, rows_by_id, run_jobs
-from tests.virtual_time_runs import run_virtual
 from tests.window_stats import max_in_window
 
 RATE_LIMITED_2_S = Refused(Refusal.RATE_LIMITED, 429, "too many requests", 2.0)
@@ -187,23 +185,11 @@ class TestSubmitResults:
     @pytest.mark.parametrize("refusal", [RETRYABLE, NOT_SENT], ids=["500", "not sent"])
     def test_an_outage_does_not_count_against_jobs(self, tmp_path: Path, refusal: Any) -> None:
         """An outage of ten minutes costs few POSTs, no money and no job."""
-        gateway = ScriptedGateway()
-        posted = gateway.submit
-
-        async def submit(body: bytes, **options: Any) -> Any:
-            is_first = not gateway.submitted_bodies
-            verdict = await posted(body, **options)
-            if not is_first and asyncio.get_running_loop().time() < 1600.0:
-                assert isinstance(verdict, Accepted)
-                del gateway.charged[verdict.request_id]
-                return refusal
-            return verdict
-
-        gateway.submit = submit  # type: ignore[method-assign]
+        gateway = OutageGateway(refusal, 0.01, 600.0)
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(20), rate="50/s"))
         assert set(result_statuses(tmp_path).values()) == {"succeeded"}
         assert len(gateway.charged) == 20
-        assert len(gateway.submitted_bodies) < 20 * 20
+        assert 0 < len(gateway.failed_s) < 19 * 20
 
     def test_ambiguous_is_never_resubmitted_by_default(self, tmp_path: Path) -> None:
         """An ambiguous POST is not repeated, in this run or the next."""
@@ -370,7 +356,7 @@ class TestSubmitResults:
         request_id = "krea_quick"
         done = gateway.finished(request_id)
         gateway.submit_script["j0"] = [Accepted(request_id, done)]
-        gateway.poll_script["j0"] = [Finished]
+        gateway.poll_script["j0"] = [FINISH]
         engine = run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), poll_interval_s=600.0))
         assert result_statuses(tmp_path) == {"j0": "succeeded"}
         assert engine.stats().polls <= 1

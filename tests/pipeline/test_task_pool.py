@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from krea_batch.pipeline.task_pool import TaskPool
-from tests.virtual_time_runs import run_virtual
+from krea_batch.testing import run_virtual
 
 
 class TaskLog:

@@ -17,8 +17,9 @@ from random import Random
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from krea_batch.storage import run_dir
+from krea_batch.testing import VirtualTimeLoop
+from krea_batch.testing.kill import cancel_all_tasks
 from tests.simulation.simulated_disk import SimulatedDisk
-from tests.virtual_time_runs import VirtualTimeLoop, cancel_all_tasks
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing import make_png
 from tests.simulation.network import Part, Reply, Request
 from tests.simulation.outages import Outage, current_outage
 from tests.simulation.weighted_choice import weighted_choice

@@ -18,6 +18,7 @@ from typing import Any
 
 from krea_batch import Engine, Job, KreaBatchError, LedgerError
 from krea_batch.errors import FencedError, RunDirError
+from krea_batch.testing.kill import cancel_all_tasks
 from tests.simulation.outages import CDN_OUTAGES, GATEWAY_OUTAGES, random_outages
 from tests.simulation.run_plan import CRASH, TO_THE_END
 from tests.simulation.scenario import JOB_IDS, Scenario
@@ -26,7 +27,6 @@ from tests.simulation.worker_invariants import WorkerInvariants
 from tests.simulation.worker_loop import SimulatedWorker, WorkerLoop, current_worker
 from tests.simulation.worker_plan import AFTER_COMMIT, WorkerPlan
 from tests.simulation.workers_gateway import WorkersGateway
-from tests.virtual_time_runs import cancel_all_tasks
 
 WORKER_JOB_IDS = [*JOB_IDS, *(f"j{n}" for n in range(10))]  # more than a worker claims in one step
 WORKER_ROUNDS = 2  # and one without faults

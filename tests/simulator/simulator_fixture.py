@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import aiohttp
 
-from krea_batch.testing.simulator import Simulator, SimulatorSettings
+from krea_batch.testing import Simulator, SimulatorSettings
 from tests.processes import PROCESS_TIMEOUT_S
 
 T = TypeVar("T")

@@ -20,9 +20,8 @@ from krea_batch.sources.checkpoint import Checkpoint
 from krea_batch.sources.formats import line_file
 from krea_batch.sources.inputs import Row
 from krea_batch.sources.parser import RowParser
-from krea_batch.testing.scripted_gateway import ScriptedGateway
+from krea_batch.testing import ScriptedGateway, run_until_killed, run_virtual
 from tests.engine_fixtures import query_ledger, result_statuses
-from tests.virtual_time_runs import run_until_killed, run_virtual
 
 TEST_BLOCK_BYTES = 200  # about four lines
 

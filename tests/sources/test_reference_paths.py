@@ -12,7 +12,7 @@ from krea_batch.gateway import wire
 from krea_batch.jobs import Job
 from krea_batch.sources import InputOptions, JobFiles
 from krea_batch.storage.reference_files import content_names, read_reference
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing import make_png
 
 ENTRY = '[{"image_path": "refs/fox.png", "strength": 0.7}]'
 

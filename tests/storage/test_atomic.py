@@ -16,7 +16,7 @@ from krea_batch.ledger.sqlite.database import open_database
 from krea_batch.storage import atomic
 from krea_batch.storage.atomic import commit, fsync_path, open_for_writing, replacing
 from krea_batch.storage.image_file import ImageFile, commit_many
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing import make_png
 
 F_FULLFSYNC = 51  # of macOS, fcntl.h
 OLD, NEW = b"the old content", b"the new content"

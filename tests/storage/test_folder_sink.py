@@ -11,9 +11,8 @@ import pytest
 from krea_batch import Engine
 from krea_batch.storage.sinks import SinkPermanentError, VerifiedImage
 from krea_batch.storage.sinks.folder import FolderSink
-from krea_batch.testing.scripted_gateway import ScriptedGateway, make_png
+from krea_batch.testing import ScriptedGateway, make_png, run_virtual
 from tests.engine_fixtures import make_jobs, rows_by_id, run_jobs
-from tests.virtual_time_runs import run_virtual
 
 
 def staged_image(folder: Path, data: bytes, name: str = "fox") -> VerifiedImage:

@@ -14,7 +14,7 @@ import pytest
 
 from krea_batch.jobs import StoredFile
 from krea_batch.storage.image_file import ImageError, ImageFile, commit_many
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing import make_png
 
 CAT_PNG = make_png(text=b"cat")
 DOG_PNG = make_png(5, 5, text=b"dog, and more")

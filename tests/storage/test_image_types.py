@@ -12,7 +12,7 @@ from PIL import Image
 
 from krea_batch.storage.image_types import EXTENSIONS, PNG, ImageValidator, detect_media_type, measure_image
 from krea_batch.storage.png import ImageError
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing import make_png
 
 
 def pillow_image(media_type: str, size: tuple[int, int] = (40, 30)) -> bytes:

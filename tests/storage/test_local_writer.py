@@ -12,8 +12,7 @@ from krea_batch.jobs import StoredFile
 from krea_batch.storage import local_writer
 from krea_batch.storage.image_file import ImageError, ImageFile
 from krea_batch.storage.local_writer import MAX_GROUP_IMAGES, MAX_GROUPS, LocalImageWriter
-from krea_batch.testing.scripted_gateway import make_png
-from tests.virtual_time_runs import run_virtual
+from krea_batch.testing import make_png, run_virtual
 
 SYNC_LATENCY_S = 0.1
 

@@ -15,7 +15,7 @@ import krea_batch
 from krea_batch import Engine, ErrorInfo, Job, Outcome, State, StoredFile
 from krea_batch.storage import notebook_display
 from krea_batch.storage.notebook_display import show_in_notebooks
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing import make_png
 from tests.processes import StartSimulator
 
 

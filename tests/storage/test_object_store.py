@@ -21,7 +21,7 @@ from krea_batch.rules.verdicts import Finished
 from krea_batch.settings import Settings
 from krea_batch.storage.sinks import SinkPermanentError, SinkTransientError, VerifiedImage
 from krea_batch.storage.sinks.object_store import LARGE_BYTES, ObjectStoreSink
-from krea_batch.testing.scripted_gateway import ScriptedGateway, make_png
+from krea_batch.testing import ScriptedGateway, make_png
 from tests.engine_fixtures import make_jobs, rows_by_id, run_jobs
 from tests.processes import (
     COMMAND,

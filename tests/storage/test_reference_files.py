@@ -19,7 +19,7 @@ from krea_batch.storage.reference_files import (
     read_unchanged,
     with_contents,
 )
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing import make_png
 
 IMAGES = {
     ".png": make_png(text=b"fox"),

@@ -25,7 +25,7 @@ from krea_batch.rules.verdicts import Refusal, Refused
 from krea_batch.storage.reference_files import REFERENCE_FILES
 from krea_batch.storage.reference_store import MAX_UPLOADS, ReferenceStore
 from krea_batch.storage.sinks import SinkPermanentError
-from krea_batch.testing.scripted_gateway import ACCEPT, ScriptedGateway, make_png
+from krea_batch.testing import ACCEPT, ScriptedGateway, make_png
 from tests.engine_fixtures import ledger_states, query_ledger, rows_by_id, run_jobs
 from tests.processes import PROCESS_TIMEOUT_S, StartSimulator, result_rows, run_command, start_command
 from tests.storage.s3_server import BUCKET, DropResponse, RecordedRequest, S3Server

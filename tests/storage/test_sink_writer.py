@@ -17,9 +17,8 @@ from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.sink_writer import CHECK_TIMEOUT_S, PUT_TIMEOUT_S
 from krea_batch.storage.sinks import SinkPermanentError, SinkTransientError, VerifiedImage
-from krea_batch.testing.scripted_gateway import ScriptedGateway, make_png
+from krea_batch.testing import IMAGE, ScriptedGateway, make_png, run_until_killed, run_virtual
 from tests.engine_fixtures import ledger_states, make_jobs, result_statuses, rows_by_id, run_jobs
-from tests.virtual_time_runs import run_until_killed, run_virtual
 
 TRANSIENT_ERROR = SinkTransientError("the gallery answered HTTP 503")
 PERMANENT_ERROR = SinkPermanentError("the gallery is full", "free some space, then run again to resume")
@@ -99,7 +98,7 @@ class TestVerifiedImages:
     def test_incomplete_images_never_reach_the_sink(self, tmp_path: Path, body: bytes) -> None:
         """Data that is cut, too long or not an image is downloaded again, and not put."""
         gateway, sink = ScriptedGateway(), ScriptedSink()
-        gateway.download_script["j0"] = [[body], None]
+        gateway.download_script["j0"] = [[body], IMAGE]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), sink=sink))
         assert sink.puts == {"j0": 1}
         check_stored(tmp_path, sink)
@@ -141,7 +140,7 @@ class TestTransientErrors:
                 return super().finished(request_id, 2)
 
         gateway, sink = OneFailingOutputGateway(), ScriptedSink(None, TRANSIENT_ERROR, None)
-        gateway.download_script["j0"] = [None, [make_png(text=b"j0")[:30], DownloadError("cut")], None]
+        gateway.download_script["j0"] = [IMAGE, [make_png(text=b"j0")[:30], DownloadError("cut")], IMAGE]
         run_virtual(run_jobs(tmp_path, gateway, make_jobs(1), sink=sink))
         assert sink.puts == {"j0": 1, "j0-2": 2}
         check_stored(tmp_path, sink)
@@ -250,7 +249,7 @@ class TestAbortAndKill:
         gateway, sink = ScriptedGateway(), ScriptedSink(0.5, TRANSIENT_ERROR, 0.5, 0.5, TRANSIENT_ERROR, 0.5)
         for job in make_jobs(4):
             body = make_png(text=job.prompt.encode())
-            gateway.download_script[job.id] = [[body[:20], 0.5, body[20:50], 0.5, DownloadError("cut")], None]
+            gateway.download_script[job.id] = [[body[:20], 0.5, body[20:50], 0.5, DownloadError("cut")], IMAGE]
         run_until_killed(
             run_jobs(tmp_path, gateway, make_jobs(4), sink=sink),
             killed_ms / 1000,

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import socket
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from textwrap import dedent
-from types import ModuleType
+from typing import Any
 
 import pytest
 
-from krea_batch import Engine, Job, Outcome
-from krea_batch.testing import scripted_gateway, virtual_time
-from krea_batch.testing.scripted_gateway import (
+import krea_batch.testing as kit
+from krea_batch import Engine, Job, Outcome, RunStopped
+from krea_batch.testing import (
     ACCEPT,
+    ACCEPT_AND_CUT,
+    CUT,
     FINISH,
-    Ambiguous,
-    DownloadError,
+    IMAGE,
+    PROCESSING,
+    QUEUED,
+    Errored,
+    ErrorResponse,
     Failed,
-    NotSent,
-    PollFailed,
-    Refusal,
-    Refused,
     ScriptedDownload,
     ScriptedGateway,
-    Waiting,
+    VirtualTimeLoop,
     make_png,
+    run_until_killed,
+    run_virtual,
 )
-from krea_batch.testing.virtual_time import VirtualTimeLoop, run_virtual
+
+MODULES = ("scripted_gateway", "virtual_time", "kill")
+MODULES_WITH_NAMES = (*MODULES, "script_entries")
 
 
 async def make_posters(out: Path, gateway: ScriptedGateway, titles: Iterable[str]) -> dict[str, str]:
@@ -48,41 +56,109 @@ def test_jobs_succeed_without_a_script(tmp_path: Path) -> None:
     assert run_virtual(make_posters(tmp_path / "out", gateway, titles)) == dict.fromkeys(titles, "succeeded")
     assert sorted(gateway.charged.values()) == sorted(gateway.submitted_prompts) == titles
     images = {path.read_bytes() for path in (tmp_path / "out" / "images").iterdir()}
-    assert (
-        images
-        == {gateway.image(request_id) for request_id in gateway.charged}
-        == {make_png(text=title.encode()) for title in titles}
-    )
+    assert images == {make_png(text=title.encode()) for title in titles}
 
 
-def test_errors_of_the_gateway_are_retried(tmp_path: Path) -> None:
-    """A job with a transient error in each of its stages succeeds, is charged once, and no time really passes."""
+def test_errors_of_every_stage(tmp_path: Path) -> None:
+    """A job that meets an error in each of its stages succeeds, is charged once, and no time really passes."""
     gateway = ScriptedGateway()
-    gateway.submit_script["a fox"] = [
-        NotSent("no connection"),
-        Refused(Refusal.RATE_LIMITED, 429, "slow down", 60.0),
-        ACCEPT,
-    ]
-    gateway.poll_script["a fox"] = [PollFailed("HTTP 500", 500), (5.0, Waiting("PROCESSING")), FINISH]
-    cut = ScriptedDownload([make_png(text=b"a fox")[:30], 2.0, DownloadError("the connection was cut")])
-    rest = ScriptedDownload([make_png(text=b"a fox")[30:]], offset=30)
-    gateway.download_script["a fox"] = [DownloadError("HTTP 503", status=503), cut, rest]
+    gateway.submit_script["a fox"] = [ErrorResponse(500), ErrorResponse(429, retry_after_s=60), ACCEPT]
+    gateway.poll_script["a fox"] = [QUEUED, ErrorResponse(502), CUT, (5.0, PROCESSING), FINISH]
+    image = make_png(text=b"a fox")
+    gateway.download_script["a fox"] = [ErrorResponse(503), CUT, [image[:30], 2.0, CUT], IMAGE]
 
     assert run_virtual(make_posters(tmp_path / "out", gateway, ["a fox"])) == {"a fox": "succeeded"}
     assert gateway.submit_times_s[-1] - gateway.submit_times_s[0] >= 60.0
     assert list(gateway.charged.values()) == ["a fox"]
     assert len(gateway.submitted_bodies) == 3
-    assert [offset for _, offset in gateway.downloads] == [0, 0, 30]
+    assert [offset for _, offset in gateway.downloads] == [0, 0, 0, 30]
+    assert (tmp_path / "out" / "images" / "a fox.png").read_bytes() == image
 
 
-def test_a_lost_response_is_not_resubmitted(tmp_path: Path) -> None:
-    """A job whose POST may have been charged stays ambiguous, and a failed one stays failed."""
+@pytest.mark.parametrize(
+    ("entry", "status", "charges"),
+    [
+        pytest.param(ErrorResponse(400), "rejected", 0, id="400"),
+        pytest.param(ErrorResponse(502), "ambiguous", 0, id="502"),
+        pytest.param(ErrorResponse(500, body=b"<html>"), "ambiguous", 0, id="a page instead of an error"),
+        pytest.param(CUT, "ambiguous", 0, id="cut"),
+        pytest.param(ACCEPT_AND_CUT, "ambiguous", 1, id="accepted and cut"),
+        pytest.param((5.0, ACCEPT), "succeeded", 1, id="slow"),
+    ],
+)
+def test_one_response_to_a_submit(tmp_path: Path, entry: Any, status: str, charges: int) -> None:
+    """The engine reads each response as that of the real gateway, and submits no job twice that may be charged."""
     gateway = ScriptedGateway()
-    gateway.submit_script["a fox"] = [Ambiguous("the connection was cut")]
-    gateway.poll_script["an owl"] = [Failed("the prompt was rejected")]
-    found = run_virtual(make_posters(tmp_path / "out", gateway, ["a fox", "an owl"]))
-    assert found == {"a fox": "ambiguous", "an owl": "failed"}
-    assert gateway.submitted_prompts == ["a fox", "an owl"]
+    gateway.submit_script["a fox"] = [entry]
+    assert run_virtual(make_posters(tmp_path / "out", gateway, ["a fox"])) == {"a fox": status}
+    assert gateway.submitted_prompts == ["a fox"]
+    assert len(gateway.charged) == charges
+
+
+@pytest.mark.parametrize(
+    ("entries", "status", "submits"),
+    [([Failed("refused")], "failed", 1), ([Errored("a worker died"), FINISH], "succeeded", 2)],
+    ids=["failed", "errored"],
+)
+def test_a_job_that_fails(tmp_path: Path, entries: list[Any], status: str, submits: int) -> None:
+    """A failed job stays failed. One that the gateway itself failed, and did not charge, is submitted again."""
+    gateway = ScriptedGateway()
+    gateway.poll_script["a fox"] = entries
+    assert run_virtual(make_posters(tmp_path / "out", gateway, ["a fox"])) == {"a fox": status}
+    assert len(gateway.submitted_bodies) == submits
+
+
+def test_no_balance(tmp_path: Path) -> None:
+    """402 stops the engine with the reason."""
+    gateway = ScriptedGateway()
+    gateway.submit_script["a fox"] = [ErrorResponse(402)]
+    with pytest.raises(RunStopped, match="402"):
+        run_virtual(make_posters(tmp_path / "out", gateway, ["a fox"]))
+
+
+@pytest.mark.parametrize("entry", [make_png(7, 7), ScriptedDownload([make_png(7, 7)])], ids=["bytes", "pieces"])
+def test_an_image_of_these_bytes(tmp_path: Path, entry: Any) -> None:
+    """Bytes in a download script are the image."""
+    gateway = ScriptedGateway()
+    gateway.download_script["a fox"] = [entry]
+    run_virtual(make_posters(tmp_path / "out", gateway, ["a fox"]))
+    assert (tmp_path / "out" / "images" / "a fox.png").read_bytes() == make_png(7, 7)
+
+
+@pytest.mark.parametrize(
+    ("script", "entry"), [("submit_script", FINISH), ("poll_script", ACCEPT), ("download_script", FINISH)]
+)
+def test_an_entry_in_the_wrong_script(tmp_path: Path, script: str, entry: Any) -> None:
+    """An entry that has no meaning in a script is an error that names both, instead of a wrong test."""
+    gateway = ScriptedGateway()
+    getattr(gateway, script)["a fox"] = [entry]
+    with pytest.raises(TypeError, match=f"has no meaning in {script}"):
+        run_virtual(make_posters(tmp_path / "out", gateway, ["a fox"]))
+
+
+def test_another_gateway_on_the_run_directory(tmp_path: Path) -> None:
+    """A gateway that did not accept the job of the run directory says so."""
+    gateway = ScriptedGateway()
+    run_until_killed(make_posters(tmp_path / "out", gateway, ["a fox"]), 3.0, tmp_path / "out")
+    with pytest.raises(LookupError, match="this gateway has not accepted krea-2"):
+        run_virtual(make_posters(tmp_path / "out", ScriptedGateway(), ["a fox"]))
+
+
+@pytest.mark.parametrize("kill_after_s", [0.0, 0.05, 0.5, 5.0, 60.0])
+def test_a_kill_and_a_resume(tmp_path: Path, kill_after_s: float) -> None:
+    """At whatever moment the process is killed, the job is charged at most once, and its image is not lost.
+
+    A POST is charged when it arrives. If the process is killed before the response, the job is ambiguous.
+    """
+    out, gateway = tmp_path / "out", ScriptedGateway()
+    killed = run_until_killed(make_posters(out, gateway, ["a fox"]), kill_after_s, out)
+    resumed = run_virtual(make_posters(out, gateway, ["a fox"]))
+    assert len(gateway.charged) == 1
+    if kill_after_s == 60.0:
+        assert killed == resumed == {"a fox": "succeeded"}
+    else:
+        assert killed is None
+        assert resumed == {"a fox": "ambiguous" if kill_after_s == 0.05 else "succeeded"}
 
 
 def test_slow_threads_take_virtual_time(tmp_path: Path) -> None:
@@ -97,21 +173,40 @@ def test_slow_threads_take_virtual_time(tmp_path: Path) -> None:
     assert run_virtual(main(), lambda: 100.0) > 1400.0
 
 
-@pytest.mark.parametrize("module", [scripted_gateway, virtual_time])
-def test_the_example_in_the_docstring_works(module: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MODULES)
+def test_the_example_in_the_docstring_works(name: str, tmp_path: Path) -> None:
     """The code in a module's docstring runs as it is written, and its test passes."""
-    blocks = [block for block in (inspect.getdoc(module) or "").split("\n\n") if block.startswith("    ")]
+    module = importlib.import_module(f"krea_batch.testing.{name}")
+    blocks = [block for block in (module.__doc__ or "").split("\n\n") if block.startswith("    ")]
     names: dict[str, object] = {}
     exec(dedent("\n\n".join(blocks)), names)  # noqa: S102 - our own docstring
-    (test,) = (value for name, value in names.items() if name.startswith("test_"))
+    (test,) = (value for key, value in names.items() if key.startswith("test_"))
     assert callable(test)
     test(**({"tmp_path": tmp_path} if "tmp_path" in inspect.signature(test).parameters else {}))
 
 
-@pytest.mark.parametrize("module", [scripted_gateway, virtual_time])
-def test_public_names_exist(module: ModuleType) -> None:
+@pytest.mark.parametrize("name", MODULES_WITH_NAMES)
+def test_public_names_exist(name: str) -> None:
     """Every name in `__all__` exists."""
+    module = importlib.import_module(f"krea_batch.testing.{name}")
     assert set(module.__all__) <= set(vars(module))
+
+
+def test_every_name_is_imported_from_the_package() -> None:
+    """The package has each public name of its modules, and no other; an unknown one is an AttributeError."""
+    names: list[str] = kit.__all__
+    assert all(getattr(kit, name) for name in names)
+    with pytest.raises(AttributeError, match="has no attribute 'ScriptedGatway'"):
+        _ = kit.ScriptedGatway
+
+
+def test_the_simulator_starts_without_the_engine() -> None:
+    """Importing the simulator imports neither the engine nor pytest, and importing the kit imports nothing."""
+    script = "import sys, krea_batch.testing.simulator; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    modules = set(done.stdout.split())
+    assert "krea_batch.testing.simulator.server" in modules
+    assert not {"krea_batch.engine", "krea_batch.testing.scripted_gateway", "pytest"} & modules
 
 
 def test_no_name_server_is_asked_in_virtual_time() -> None:
