@@ -8,6 +8,9 @@
 
 Work for executors runs on the loop's own thread, so a run on this loop is the same each time. There is no network:
 use it together with a `ScriptedGateway`.
+
+Threads of anyio, in which web frameworks run plain functions and read files, are real: the clock stands still until
+they are done. It does not know of other threads.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack
 
+from anyio import CapacityLimiter
+from anyio.to_thread import current_default_thread_limiter
+
 from krea_batch.errors import InternalError
 
 __all__ = ["VirtualTimeLoop", "run_virtual"]
@@ -26,6 +32,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 MAX_VIRTUAL_TIME_S = 3650 * 86400.0  # chosen: longer than any forecast
+MAX_THREAD_WAIT_S = 1.0  # chosen: a thread that takes longer may itself be waiting for a timer of this loop
 MIN_STEP_S = 1e-6  # code that waits for "just after now" would wait forever on a clock that does not move
 
 
@@ -35,8 +42,11 @@ class _ClockSelector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 1000.0
+        self.threads: CapacityLimiter | None = None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout != 0 and self.threads and self.threads.borrowed_tokens and (ready := self._wait_for_a_thread()):
+            return ready
         if timeout is None:
             raise InternalError("deadlock: every task is waiting, and there is no timer")
         self.now_s += max(timeout, MIN_STEP_S)
@@ -45,6 +55,10 @@ class _ClockSelector(selectors.SelectSelector):
                 f"{MAX_VIRTUAL_TIME_S / 86400:.0f} days have passed: a task waits for something that never happens"
             )
         return super().select(0)
+
+    def _wait_for_a_thread(self) -> list[tuple[selectors.SelectorKey, int]]:
+        """Return when a thread has woken the loop up, in real time."""
+        return super().select(MAX_THREAD_WAIT_S)
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -58,6 +72,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._clock_selector = _ClockSelector()
         self._thread_duration_s = thread_duration_s
         super().__init__(self._clock_selector)
+
+    def run_forever(self) -> None:
+        if self._clock_selector.threads is None:
+            self.create_task(self._find_threads())
+        super().run_forever()
 
     def time(self) -> float:
         return self._clock_selector.now_s
@@ -73,6 +92,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     async def getaddrinfo(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Raise the error of a machine without network: a real name server would be waited for in real time."""
         raise socket.gaierror(socket.EAI_AGAIN, "there is no network in virtual time")
+
+    async def _find_threads(self) -> None:
+        self._clock_selector.threads = current_default_thread_limiter()
 
     def _run_call(
         self,

@@ -13,6 +13,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import anyio.to_thread
 import pytest
 
 import krea_batch.testing as kit
@@ -171,6 +172,47 @@ def test_slow_threads_take_virtual_time(tmp_path: Path) -> None:
         return float(loop.time())
 
     assert run_virtual(main(), lambda: 100.0) > 1400.0
+
+
+def test_the_clock_waits_for_threads_of_anyio() -> None:
+    """A function that anyio runs in a thread, as web frameworks do, takes no virtual time, however long it takes."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        timer = asyncio.ensure_future(asyncio.sleep(3600.0))
+        started_s = loop.time()
+        await anyio.to_thread.run_sync(lambda: sum(range(1_000_000)))
+        seconds = loop.time() - started_s
+        timer.cancel()
+        return seconds
+
+    assert run_virtual(main()) < 1.0
+
+
+def test_a_thread_may_be_all_that_is_waited_for() -> None:
+    """A thread is waited for if there is no timer, too."""
+
+    async def main() -> int:
+        return await anyio.to_thread.run_sync(lambda: sum(range(1_000_000)))
+
+    assert run_virtual(main()) == 499_999_500_000
+
+
+class TestAsyncTests:
+    """With anyio's plugin for pytest, whole tests run in virtual time."""
+
+    @pytest.fixture
+    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
+        return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+    @pytest.mark.anyio
+    async def test_a_run_in_an_async_test(self, tmp_path: Path) -> None:
+        """A minute of waiting takes no time in an async test."""
+        gateway = ScriptedGateway()
+        gateway.submit_script["a fox"] = [ErrorResponse(429, retry_after_s=60), ACCEPT]
+        started_s = asyncio.get_running_loop().time()
+        assert await make_posters(tmp_path / "out", gateway, ["a fox"]) == {"a fox": "succeeded"}
+        assert asyncio.get_running_loop().time() - started_s >= 60.0
 
 
 @pytest.mark.parametrize("name", MODULES)
