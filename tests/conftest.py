@@ -17,7 +17,7 @@ from tests.processes import (
     MEMORY,
     RunningSimulator,
     StartSimulator,
-    SimulatorThread,
+    ThreadedSimulator,
     has_room_in_memory,
     let_children_be_interrupted,
 )
@@ -70,7 +70,7 @@ def simulate() -> Iterator[StartSimulator]:
     started: list[RunningSimulator] = []
 
     def start(*options: str) -> RunningSimulator:
-        started.append(SimulatorThread(*options))
+        started.append(ThreadedSimulator(*options))
         return started[-1]
 
     yield start

@@ -12,15 +12,13 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-from anyio.from_thread import start_blocking_portal
-
 from krea_batch.cli.commands.simulate import simulate, simulator_settings
-from krea_batch.testing import Simulator
+from krea_batch.testing import SimulatorThread
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
 PROCESS_TIMEOUT_S = 600.0  # chosen: ends a test that hangs, and no other on a machine that is busy with other work
@@ -71,8 +69,8 @@ class RunningSimulator:
         raise NotImplementedError
 
 
-class SimulatorThread(RunningSimulator):
-    """A simulator with these options of `krea-batch simulate`, with its own event loop in a thread of this process.
+class ThreadedSimulator(RunningSimulator):
+    """A simulator with these options of `krea-batch simulate`, in a thread of this process.
 
     Tests start many of them, and a process would take 0.4 s of processor time to start.
     """
@@ -80,15 +78,12 @@ class SimulatorThread(RunningSimulator):
     def __init__(self, *options: str) -> None:
         with simulate.make_context("simulate", ["--port=0", *options]) as context:
             del context.params["as_json"]
-            simulator = Simulator(simulator_settings(**context.params))
-        self._stack = ExitStack()
-        portal = self._stack.enter_context(start_blocking_portal(backend_options={"use_uvloop": True}))
-        self._stack.enter_context(portal.wrap_async_context_manager(simulator))
-        self.gateway_url, self.cdn_url = simulator.gateway_url, simulator.cdn_url
-        self.admin_url = simulator.admin_url
+            self._thread = SimulatorThread(simulator_settings(**context.params))
+        self.gateway_url, self.cdn_url = self._thread.gateway_url, self._thread.cdn_url
+        self.admin_url = self._thread.admin_url
 
     def close(self) -> None:
-        self._stack.close()
+        self._thread.close()
 
 
 class SimulatorProcess(RunningSimulator):

@@ -22,7 +22,7 @@ from krea_batch import InputError, SettingsError
 from krea_batch.ray import ActorOptions, generate_images
 from tests.engine_fixtures import query_ledger
 from tests.postgres_server import shared_server
-from tests.processes import PROCESS_TIMEOUT_S, SimulatorThread, wait_until
+from tests.processes import PROCESS_TIMEOUT_S, ThreadedSimulator, wait_until
 from tests.storage.s3_server import S3Server
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +117,7 @@ def ray_session(**environment: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def execute(rows: list[dict[str, Any]], gateway: SimulatorThread, **parameters: Any) -> dict[str, dict[str, Any]]:
+def execute(rows: list[dict[str, Any]], gateway: ThreadedSimulator, **parameters: Any) -> dict[str, dict[str, Any]]:
     """Return the rows that the dataset yields by their id; each comes once."""
     import ray
 
@@ -128,7 +128,7 @@ def execute(rows: list[dict[str, Any]], gateway: SimulatorThread, **parameters: 
     return {row["id"]: row for row in executed}
 
 
-def charged_prompts(gateway: SimulatorThread) -> Counter[str]:
+def charged_prompts(gateway: ThreadedSimulator) -> Counter[str]:
     posts = gateway.admin_request("/ledger")["posts"]
     return Counter(post["body"]["prompt"] for post in posts if post["charged"])
 
@@ -153,8 +153,8 @@ def session(ray_bucket: S3Server) -> Iterator[None]:
 
 
 @pytest.fixture
-def gateway() -> Iterator[SimulatorThread]:
-    simulator = SimulatorThread("--tiny", "--latency", "uniform:0.3,0.8")
+def gateway() -> Iterator[ThreadedSimulator]:
+    simulator = ThreadedSimulator("--tiny", "--latency", "uniform:0.3,0.8")
     yield simulator
     simulator.close()
 
@@ -162,7 +162,7 @@ def gateway() -> Iterator[SimulatorThread]:
 @needs_ray
 @pytest.mark.slow
 @with_warnings_of_ray
-def test_a_node_without_a_key(tmp_path: Path, simulate: Callable[..., SimulatorThread]) -> None:
+def test_a_node_without_a_key(tmp_path: Path, simulate: Callable[..., ThreadedSimulator]) -> None:
     """The error names the environment variable."""
     with ray_session(PIXAZO_API_KEY=""), pytest.raises(Exception, match="set PIXAZO_API_KEY"):
         execute(numbered_rows(1), simulate("--tiny"), out=tmp_path / "out")
@@ -175,7 +175,7 @@ def test_a_node_without_a_key(tmp_path: Path, simulate: Callable[..., SimulatorT
 class TestExecution:
     """Datasets in one session of Ray."""
 
-    def test_rows_come_back_with_their_images(self, gateway: SimulatorThread, tmp_path: Path) -> None:
+    def test_rows_come_back_with_their_images(self, gateway: ThreadedSimulator, tmp_path: Path) -> None:
         """Each row has its other columns and its image; an invalid one says why. The same rows again are free."""
         rows = [{**row, "seed": 7, "label": "a"} for row in numbered_rows(50)]
         rows[3]["prompt"] = " "
@@ -191,7 +191,7 @@ class TestExecution:
         assert [again[name] for name in first] == list(first.values())
         assert charged_prompts(gateway) == Counter(row["prompt"] for row in rows if row["prompt"] != " ")
 
-    def test_an_id_with_another_prompt(self, gateway: SimulatorThread, tmp_path: Path) -> None:
+    def test_an_id_with_another_prompt(self, gateway: ThreadedSimulator, tmp_path: Path) -> None:
         """A row whose id was paid for with another prompt is not sent."""
         execute(numbered_rows(1), gateway, out=tmp_path / "out")
         changed = execute([{"id": "row-0", "prompt": "another"}], gateway, out=tmp_path / "out")["row-0"]
@@ -199,13 +199,13 @@ class TestExecution:
         assert "row-0" in changed["error"]
         assert charged_prompts(gateway) == {"image 0": 1}
 
-    def test_a_row_without_an_id(self, gateway: SimulatorThread, tmp_path: Path) -> None:
+    def test_a_row_without_an_id(self, gateway: ThreadedSimulator, tmp_path: Path) -> None:
         """It ends the dataset, with advice, because Ray may number rows differently each time."""
         rows: list[dict[str, Any]] = [{"id": None, "prompt": "a cat"}, {"id": "b", "prompt": "a dog"}]
         with pytest.raises(Exception, match="a row has no id; give each row an id of its own"):
             execute(rows, gateway, out=tmp_path / "out")
 
-    def test_a_limit_of_charges(self, gateway: SimulatorThread, tmp_path: Path) -> None:
+    def test_a_limit_of_charges(self, gateway: ThreadedSimulator, tmp_path: Path) -> None:
         """The actors keep to one limit exactly, the error names it, and a higher one resumes."""
         with pytest.raises(Exception, match="max_charges"):
             execute(numbered_rows(60), gateway, out=tmp_path / "out", max_charges=25)
@@ -214,7 +214,7 @@ class TestExecution:
         assert {row["status"] for row in rows.values()} == {"succeeded"}
         assert charged_prompts(gateway) == Counter(f"image {n}" for n in range(60))
 
-    def test_a_ledger_in_a_database(self, gateway: SimulatorThread, tmp_path: Path) -> None:
+    def test_a_ledger_in_a_database(self, gateway: ThreadedSimulator, tmp_path: Path) -> None:
         """The actors of several nodes share a database and a bucket; each node has a directory of its own."""
         pytest.importorskip("psycopg")
         place = {"ledger": shared_server().url, "batch": "ray", "sink": "s3://images/cats"}
@@ -224,7 +224,7 @@ class TestExecution:
         assert execute(numbered_rows(40), gateway, out=tmp_path / "another", **place) == first
         assert charged_prompts(gateway) == Counter(f"image {n}" for n in range(40))
 
-    def test_an_actor_that_stands_still(self, gateway: SimulatorThread, tmp_path: Path) -> None:
+    def test_an_actor_that_stands_still(self, gateway: ThreadedSimulator, tmp_path: Path) -> None:
         """Others take over its jobs. When it goes on, it opens a new engine, and completes its rows."""
 
         def suspend_one() -> None:

@@ -7,8 +7,10 @@ script_entries     the entries of its scripts: accept, an HTTP error, a connecti
 virtual_time       an event loop whose clock jumps to the next timer instead of waiting
 kill               a process that is killed at a moment of virtual time
 simulator          the gateway and its CDN as HTTP servers: `krea-batch simulate`, `--simulate`
+simulator_thread   a simulator in a thread, for tests without asyncio and for child processes
+fixtures           fixtures for pytest: `pytest_plugins = ["krea_batch.testing.fixtures"]`
 
-No run depends on this package. A name is imported at its first use, because the
+No run depends on this package, and only `fixtures` needs pytest. A name is imported at its first use, because the
 simulator shares no code with the engine and starts without it.
 """
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from krea_batch.testing.scripted_gateway import ScriptedGateway as ScriptedGateway
     from krea_batch.testing.simulator import Simulator as Simulator
     from krea_batch.testing.simulator import SimulatorSettings as SimulatorSettings
+    from krea_batch.testing.simulator_thread import SimulatorThread as SimulatorThread
     from krea_batch.testing.virtual_time import VirtualTimeLoop as VirtualTimeLoop
     from krea_batch.testing.virtual_time import run_virtual as run_virtual
 
@@ -49,6 +52,7 @@ _LAZY_MODULES = {
     "ScriptedGateway": "scripted_gateway",
     "Simulator": "simulator",
     "SimulatorSettings": "simulator",
+    "SimulatorThread": "simulator_thread",
     "VirtualTimeLoop": "virtual_time",
     "make_png": "script_entries",
     "run_until_killed": "kill",

@@ -21,7 +21,7 @@ from tests.processes import (
     PROCESS_TIMEOUT_S,
     RunningSimulator,
     StartSimulator,
-    SimulatorThread,
+    ThreadedSimulator,
     result_rows,
     run_command,
     start_command,
@@ -62,7 +62,7 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedRun]:
     """A run of 90 jobs, of which some failed and some are ambiguous; each machine has done a part of it."""
     server, folder = shared_server(), tmp_path_factory.mktemp("machines")
     faults = ("--fault", "job-failed=0.1", "--fault", "submit-lost=0.1")
-    simulator = SimulatorThread("--tiny", "--latency", "uniform:0.2,0.8", *faults)
+    simulator = ThreadedSimulator("--tiny", "--latency", "uniform:0.2,0.8", *faults)
     batch = f"command-{next(_numbers)}"
     write_jobs(folder / "jobs.jsonl", JOBS)
     ledger = ("--ledger", server.url, "--batch", batch, "--gateway", simulator.gateway_url)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.processes import RunningSimulator, StartSimulator, SimulatorThread, result_rows, run_command, write_jobs
+from tests.processes import RunningSimulator, StartSimulator, ThreadedSimulator, result_rows, run_command, write_jobs
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ class AmbiguousRun(NamedTuple):
 def ambiguous_run(tmp_path_factory: pytest.TempPathFactory) -> AmbiguousRun:
     """Return a run of which tests use copies."""
     folder = tmp_path_factory.mktemp("ambiguous")
-    simulator = SimulatorThread(*GATEWAY_OPTIONS, "--state-file", str(folder / STATE), "--fault", "submit-lost=1")
+    simulator = ThreadedSimulator(*GATEWAY_OPTIONS, "--state-file", str(folder / STATE), "--fault", "submit-lost=1")
     write_jobs(folder / "jobs.jsonl", 6)
     done = run_command(*RESOLVE_RUN_COMMAND, "--gateway", simulator.gateway_url, cwd=folder)
     posts = simulator.admin_request("/ledger")["posts"]

@@ -22,7 +22,7 @@ from tests.docs.pages import ROOT, Block, code_blocks
 from tests.processes import (
     PROCESS_TIMEOUT_S,
     StartSimulator,
-    SimulatorThread,
+    ThreadedSimulator,
     clean_environment,
     run_command,
     write_jobs,
@@ -78,7 +78,7 @@ def commands(page: str) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[str]:
     """Return the URL of a simulated gateway."""
-    simulator = SimulatorThread("--tiny", "--latency", "fixed:0.1")
+    simulator = ThreadedSimulator("--tiny", "--latency", "fixed:0.1")
     yield simulator.gateway_url
     simulator.close()
 

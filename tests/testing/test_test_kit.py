@@ -31,14 +31,16 @@ from krea_batch.testing import (
     Failed,
     ScriptedDownload,
     ScriptedGateway,
+    SimulatorSettings,
+    SimulatorThread,
     VirtualTimeLoop,
     make_png,
     run_until_killed,
     run_virtual,
 )
 
-MODULES = ("scripted_gateway", "virtual_time", "kill")
-MODULES_WITH_NAMES = (*MODULES, "script_entries")
+MODULES = ("scripted_gateway", "virtual_time", "kill", "simulator_thread")
+MODULES_WITH_NAMES = (*MODULES, "script_entries", "fixtures")
 
 
 async def make_posters(out: Path, gateway: ScriptedGateway, titles: Iterable[str]) -> dict[str, str]:
@@ -213,6 +215,56 @@ class TestAsyncTests:
         started_s = asyncio.get_running_loop().time()
         assert await make_posters(tmp_path / "out", gateway, ["a fox"]) == {"a fox": "succeeded"}
         assert asyncio.get_running_loop().time() - started_s >= 60.0
+
+
+class TestSimulatorThread:
+    def test_the_counts_after_the_end(self) -> None:
+        """The counts can be read during and after the run of the simulator, which may be closed twice."""
+        with SimulatorThread(SimulatorSettings(tiny=True)) as simulator:
+            assert simulator.ledger()["totals"]["accepted"] == 0
+            assert simulator.gateway_url.startswith("http://127.0.0.1:")
+        simulator.close()
+        assert simulator.charged == {}
+
+
+FIXTURE_TEST = """
+import pytest
+
+from krea_batch import Engine, Job
+from krea_batch.testing import SimulatorSettings, SimulatorThread
+
+pytest_plugins = ["krea_batch.testing.fixtures"]
+
+async def generate(tmp_path, simulator, prompt):
+    async with Engine(tmp_path, gateway=simulator.gateway_url, api_key="any", poll_interval_s=0.1) as engine:
+        return await engine.generate(Job(prompt=prompt))
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_simulator(tmp_path, krea_simulator):
+    assert (await generate(tmp_path, krea_simulator, "a fox")).succeeded
+    assert list(krea_simulator.charged.values()) == ["a fox"]
+
+class TestWithFailures:
+    @pytest.fixture
+    def krea_simulator_settings(self):
+        return SimulatorSettings(tiny=True, latency="fixed:0.1", faults={"job-failed": 1.0})
+
+    @pytest.mark.anyio
+    @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+    async def test_other_settings(self, tmp_path, krea_simulator):
+        assert (await generate(tmp_path, krea_simulator, "a fox")).status == "failed"
+"""
+
+
+@pytest.mark.slow
+def test_the_fixtures(tmp_path: Path) -> None:
+    """`krea_simulator` is a running simulator, and its settings can be overridden, as for a user of the plugin."""
+    (tmp_path / "test_app.py").write_text(FIXTURE_TEST)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
 
 
 @pytest.mark.parametrize("name", MODULES)
