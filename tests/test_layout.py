@@ -32,6 +32,7 @@ IMPORTED_ONLY_IN: dict[str, set[str]] = {
     },
     "rich": {"krea_batch.cli", "krea_batch.benchmark.output"},
     "psycopg": {"krea_batch.ledger.postgres"},
+    "pytest": {"krea_batch.testing.fixtures"},
     "ray": {"krea_batch.ray"},
     "sqlite3": {"krea_batch.ledger.sqlite", "krea_batch.sources.moved_rows"},
 }  # fmt: skip
