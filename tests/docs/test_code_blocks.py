@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shlex
 import shutil
@@ -18,6 +17,7 @@ from aiohttp.test_utils import TestClient, TestServer
 import krea_batch as library
 from krea_batch import Engine, State
 from krea_batch.testing import Simulator, SimulatorSettings
+from tests.asgi_client import request_asgi
 from tests.docs.pages import ROOT, Block, code_blocks
 from tests.processes import (
     PROCESS_TIMEOUT_S,
@@ -216,14 +216,14 @@ async def test_the_service_of_fastapi(service: Callable[[str, str], Any], anyio_
     async with Simulator(DOCS_SIMULATOR) as simulator:
         app = service("howto_embed_3", simulator.gateway_url)
         async with app.router.lifespan_context(app):
-            status, body = await asgi_call(app, "POST", "/images", b"prompt=an%20owl&user=ann")
-            assert status == 202
-            image_id = json.loads(body)["id"]
-            status, body = await asgi_call(app, "GET", f"/images/{image_id}/events")
-            assert status == 200
-            assert body.decode().rpartition("event: ")[2].startswith("JobEnded\ndata: {")
-            assert await asgi_call(app, "GET", f"/images/{image_id}") == (200, b'{"status":"succeeded"}')
-            assert (await asgi_call(app, "GET", "/images/unknown"))[0] == 404
+            order = await request_asgi(app, "POST", "/images", query=b"prompt=an%20owl&user=ann")
+            assert order.status == 202
+            image_id = order.json["id"]
+            events = await request_asgi(app, "GET", f"/images/{image_id}/events")
+            assert events.status == 200
+            assert events.body.decode().rpartition("event: ")[2].startswith("JobEnded\ndata: {")
+            assert (await request_asgi(app, "GET", f"/images/{image_id}")).json == {"status": "succeeded"}
+            assert (await request_asgi(app, "GET", "/images/unknown")).status == 404
 
 
 @pytest.mark.anyio
@@ -239,21 +239,3 @@ async def test_the_service_of_aiohttp(service: Callable[[str, str], Any], anyio_
                 assert (await answer.json())["status"] in {state.value for state in State}
             async with client.get("/images/unknown") as answer:
                 assert answer.status == 404
-
-
-async def asgi_call(app: Any, method: str, path: str, query: bytes = b"") -> tuple[int, bytes]:
-    """Send a request to an ASGI app as a server does, and return status and body."""
-    messages: list[dict[str, Any]] = []
-    incoming = [{"type": "http.request", "body": b"", "more_body": False}]
-
-    async def receive() -> dict[str, Any]:
-        if not incoming:
-            await asyncio.Event().wait()
-        return incoming.pop()
-
-    async def send(message: dict[str, Any]) -> None:
-        messages.append(message)
-
-    scope = {"type": "http", "method": method, "path": path, "query_string": query, "headers": []}
-    await app(scope, receive, send)
-    return messages[0]["status"], b"".join(answer.get("body", b"") for answer in messages)

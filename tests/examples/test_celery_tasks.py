@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.processes import StartSimulator
+from krea_batch.testing import SimulatorSettings, SimulatorThread
 
 pytest.importorskip("celery", reason="Celery is not installed (pip install celery), so its example is not run")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of Celery
-def test_a_task_that_is_delivered_again(
-    simulate: StartSimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_that_is_delivered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each task gets its image. The same task in the next worker gets the same one, and nothing is charged again."""
     from celery.contrib.testing.worker import start_worker
 
     from examples.celery_tasks import app, engine_thread, generate_image
 
-    simulator = simulate("--tiny", "--latency", "uniform:0.2,0.5")
     monkeypatch.setenv("KREA_OUT", str(tmp_path / "out"))
-    monkeypatch.setenv("KREA_GATEWAY", simulator.gateway_url)
     monkeypatch.setenv("PIXAZO_API_KEY", "test-key")
 
     def generate_all() -> list[dict[str, object]]:
@@ -36,8 +31,9 @@ def test_a_task_that_is_delivered_again(
         engine_thread.close()
         return outcomes
 
-    first = generate_all()
-    assert {outcome["status"] for outcome in first} == {"succeeded"}
-    assert generate_all() == first
-    posts = simulator.admin_request("/ledger")["posts"]
-    assert Counter(post["body"]["prompt"] for post in posts) == Counter(f"image {n}" for n in range(10))
+    with SimulatorThread(SimulatorSettings(tiny=True, latency="uniform:0.2,0.5")) as simulator:
+        monkeypatch.setenv("KREA_GATEWAY", simulator.gateway_url)
+        first = generate_all()
+        assert {outcome["status"] for outcome in first} == {"succeeded"}
+        assert generate_all() == first
+    assert sorted(simulator.charged.values()) == [f"image {n}" for n in range(10)]

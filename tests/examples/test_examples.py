@@ -1,4 +1,7 @@
-"""Tests of the examples: started as their docstrings say, used over HTTP, under load, and killed during a run."""
+"""The examples as processes, started as their docstrings say: used over HTTP, under load, and killed during a run.
+
+What the handlers answer is tested in `test_service_handlers`, without a process.
+"""
 
 from __future__ import annotations
 
@@ -135,51 +138,6 @@ class TestService:
         with service.running():
             asyncio.run(use_service())
         assert charged_prompts(simulated) == ["a cat"]
-
-    def test_invalid_requests(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """An invalid job is answered with 422 and the error, an unknown id with 404; nothing is charged."""
-        simulated = simulate(*EXAMPLE_LATENCY_OPTIONS)
-        service = ServiceProcess(tmp_path, simulated.gateway_url)
-
-        async def use_service() -> None:
-            async with client_session(service.url) as web:
-                for job, expected_text in (
-                    ({"prompt": ""}, "prompt"),
-                    ({"prompt": "x", "creativity": "wild"}, "creativity"),
-                    ({"promt": "x"}, "prom"),
-                    ({"prompt": "x", "id": "../x"}, "id"),
-                ):
-                    async with web.post("/images", json=job) as response:
-                        assert response.status == 422, job
-                        assert expected_text in await response.text()
-                for path in ("/images/unknown", "/images/unknown/file", "/images/unknown/events"):
-                    async with web.get(path) as response:
-                        assert response.status == 404
-
-        with service.running():
-            asyncio.run(use_service())
-        assert charged_prompts(simulated) == []
-
-    def test_no_balance(self, simulate: StartSimulator, tmp_path: Path) -> None:
-        """Without balance, requests and the health check are answered with 503, requests with the reason."""
-        simulated = simulate(*EXAMPLE_LATENCY_OPTIONS, "--balance", "1")
-        service = ServiceProcess(tmp_path, simulated.gateway_url)
-
-        async def use_service() -> None:
-            async with client_session(service.url) as web:
-                first = await create_image(web, prompt="one")
-                assert (await wait_until_ended(web, first))["status"] == "succeeded"
-                second = await create_image(web, prompt="two")
-                async with web.get(f"/images/{second}/events") as response:
-                    assert "Interrupted" in await response.text()
-                async with web.post("/images", json={"prompt": "three"}) as response:
-                    assert response.status == 503
-                    assert "402" in await response.text()
-                async with web.get("/healthz") as response:
-                    assert response.status == 503
-
-        with service.running():
-            asyncio.run(use_service())
 
     def test_four_processes(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """Four processes share a run directory: each finds every image, no id is charged twice, and one is killed."""
