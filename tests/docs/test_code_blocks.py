@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -153,7 +154,7 @@ def test_blocks_that_are_not_executed_exist() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", TESTS, ids=lambda block: block.name)
 def test_the_tests_pass(tmp_path: Path, block: Block) -> None:
-    """The example of a test is one, and passes."""
+    """The example of a test passes as it is written, with warnings as errors."""
     (tmp_path / "test_example.py").write_text(block.text)
     command = [
         sys.executable,
@@ -162,13 +163,15 @@ def test_the_tests_pass(tmp_path: Path, block: Block) -> None:
         "-q",
         "-p",
         "no:cacheprovider",
+        "-W",
+        "error",
         "--rootdir",
         str(tmp_path),
         str(tmp_path),
     ]
     done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S)
     assert done.returncode == 0, done.stdout
-    assert "1 passed" in done.stdout
+    assert re.search(r"\b\d+ passed in", done.stdout)
 
 
 @pytest.mark.slow
