@@ -64,7 +64,7 @@ ANSWER_S = 0.05  # chosen: a poll or a download is answered faster than a POST
 
 
 class Script(Generic[S]):
-    """The entries for each prompt. Assign a list: `script["a fox"] = [QUEUED, (5.0, FINISH)]`."""
+    """The entries for each prompt. Assign a list: `script["a fox"] = [QUEUED, (5.0, FINISH)]`; `[]` removes it."""
 
     def __init__(self) -> None:
         self._entries: dict[str, list[tuple[float, S]]] = {}
@@ -87,11 +87,11 @@ class Script(Generic[S]):
 
     def peek(self, prompt: str, default: S) -> S:
         """Return the next entry."""
-        return self._entries.get(prompt, [(0.0, default)])[0][1]
+        return (self._entries.get(prompt) or [(0.0, default)])[0][1]
 
     def take(self, prompt: str, default: S) -> tuple[float, S]:
         """Return the next entry and the seconds before it, and go on to the one after it unless it is the last."""
-        entries = self._entries.get(prompt, [(0.0, default)])
+        entries = self._entries.get(prompt) or [(0.0, default)]
         return entries.pop(0) if len(entries) > 1 else entries[0]
 
 
@@ -100,7 +100,8 @@ class ScriptedGateway:
 
     A script is a list of entries by prompt (`krea_batch.testing.script_entries`); each request takes the next entry,
     and the last entry is repeated. Without a script a job is accepted, is PROCESSING at its first poll and has
-    finished at its second, and its image is that of `image`.
+    finished at its second, and its image is that of `image`. `job_durations_s`, by prompt, is how long after the
+    acceptance a job without a poll script is PROCESSING.
 
     What the engine did: `submitted_bodies`, `submitted_prompts`, `submit_times_s`, `poll_times_s` (by request_id),
     `downloads` (URL and offset), `charged` (prompt by request_id), `pending_submits`, `peak_pending_submits`.
@@ -114,11 +115,13 @@ class ScriptedGateway:
         self.submit_script: Script[SubmitStep] = Script()
         self.poll_script: Script[PollStep] = Script()
         self.download_script: Script[DownloadStep] = Script()
+        self.job_durations_s: dict[str, float] = {}
         self.submitted_bodies: list[dict[str, Any]] = []
         self.submit_times_s: list[float] = []
         self.poll_times_s: dict[str, list[float]] = defaultdict(list)
         self.downloads: list[tuple[str, int]] = []
         self.charged: dict[str, str] = {}  # prompts by request_id
+        self._accepted_s: dict[str, float] = {}  # times by request_id
         self.submit_duration_s = 0.1
         self.pending_submits = 0
         self.peak_pending_submits = 0
@@ -142,6 +145,8 @@ class ScriptedGateway:
         try:
             wait_s, step = self.submit_script.take(prompt, ACCEPT)
             verdict = self._receive(step, prompt)
+            if isinstance(verdict, Accepted):
+                self._accepted_s[verdict.request_id] = self.submit_times_s[-1]
             await asyncio.sleep(self.submit_duration_s + wait_s)
         finally:
             self.pending_submits -= 1
@@ -166,7 +171,7 @@ class ScriptedGateway:
         times_s = self.poll_times_s[request_id]
         times_s.append(asyncio.get_running_loop().time())
         self.on_poll(request_id)
-        wait_s, step = self.poll_script.take(prompt, PROCESSING if len(times_s) < 2 else FINISH)
+        wait_s, step = self.poll_script.take(prompt, FINISH if self._is_done(request_id) else PROCESSING)
         await asyncio.sleep(ANSWER_S + wait_s)
         match step:
             case Exception():
@@ -237,6 +242,13 @@ class ScriptedGateway:
                 raise _misplaced(step, "submit_script")
             case _:
                 return step
+
+    def _is_done(self, request_id: str) -> bool:
+        """Return whether a job without a poll script has finished at the poll that is now answered."""
+        duration_s = self.job_durations_s.get(self.charged[request_id])
+        if duration_s is None:
+            return len(self.poll_times_s[request_id]) > 1
+        return self.poll_times_s[request_id][-1] >= self._accepted_s[request_id] + duration_s
 
     def _prompt_of(self, request_id: str) -> str:
         if request_id not in self.charged:

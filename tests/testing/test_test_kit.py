@@ -53,8 +53,9 @@ async def make_posters(out: Path, gateway: ScriptedGateway, titles: Iterable[str
 
 
 def test_jobs_succeed_without_a_script(tmp_path: Path) -> None:
-    """Every job is charged once, and its image is the gateway's."""
+    """Every job is charged once, and its image is the gateway's. An empty script is none."""
     gateway = ScriptedGateway()
+    gateway.poll_script["a fox"] = []
     titles = ["a fox", "an owl"]
     assert run_virtual(make_posters(tmp_path / "out", gateway, titles)) == dict.fromkeys(titles, "succeeded")
     assert sorted(gateway.charged.values()) == sorted(gateway.submitted_prompts) == titles
@@ -109,6 +110,25 @@ def test_a_job_that_fails(tmp_path: Path, entries: list[Any], status: str, submi
     gateway.poll_script["a fox"] = entries
     assert run_virtual(make_posters(tmp_path / "out", gateway, ["a fox"])) == {"a fox": status}
     assert len(gateway.submitted_bodies) == submits
+
+
+def test_a_job_that_takes_long(tmp_path: Path) -> None:
+    """A job takes as long as the gateway says, and a caller's time-out of a minute passes without a loss."""
+    gateway = ScriptedGateway()
+    gateway.job_durations_s["a fox"] = 1200.0
+
+    async def main() -> tuple[Outcome, float]:
+        loop = asyncio.get_running_loop()
+        async with Engine(tmp_path / "out", gateway_client=gateway) as engine:
+            job = Job(prompt="a fox", id="fox")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(engine.generate(job), 60.0)
+            return await engine.generate(job), loop.time()
+
+    outcome, ended_s = run_virtual(main())
+    assert outcome.succeeded
+    assert 1200.0 < ended_s - gateway.submit_times_s[0] < 1400.0
+    assert list(gateway.charged.values()) == ["a fox"]
 
 
 def test_no_balance(tmp_path: Path) -> None:
