@@ -16,6 +16,7 @@ they are done. It does not know of other threads.
 from __future__ import annotations
 
 import asyncio
+import errno
 import selectors
 import socket
 from collections.abc import Callable, Coroutine
@@ -33,6 +34,7 @@ Ts = TypeVarTuple("Ts")
 
 MAX_VIRTUAL_TIME_S = 3650 * 86400.0  # chosen: longer than any forecast
 MAX_THREAD_WAIT_S = 1.0  # chosen: a thread that takes longer may itself be waiting for a timer of this loop
+NO_NETWORK = "there is no network in virtual time; use a ScriptedGateway"
 MIN_STEP_S = 1e-6  # code that waits for "just after now" would wait forever on a clock that does not move
 
 
@@ -91,7 +93,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     async def getaddrinfo(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Raise the error of a machine without network: a real name server would be waited for in real time."""
-        raise socket.gaierror(socket.EAI_AGAIN, "there is no network in virtual time")
+        raise socket.gaierror(socket.EAI_AGAIN, NO_NETWORK)
+
+    async def sock_connect(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Raise the error of a machine without network: every time-out would pass before a real server answers."""
+        raise OSError(errno.ENETUNREACH, NO_NETWORK)
 
     async def _find_threads(self) -> None:
         self._clock_selector.threads = current_default_thread_limiter()

@@ -17,7 +17,7 @@ import anyio.to_thread
 import pytest
 
 import krea_batch.testing as kit
-from krea_batch import Engine, Job, Outcome, RunStopped
+from krea_batch import Engine, InternalError, Job, Outcome, RunStopped
 from krea_batch.testing import (
     ACCEPT,
     ACCEPT_AND_CUT,
@@ -331,3 +331,28 @@ def test_no_name_server_is_asked_in_virtual_time() -> None:
 
     with pytest.raises(socket.gaierror, match="no network in virtual time"):
         run_virtual(look_up())
+
+
+def test_a_real_gateway_in_virtual_time(tmp_path: Path) -> None:
+    """An engine that would use the network stops with the reason, and charges nothing."""
+
+    async def main(url: str) -> None:
+        async with Engine(tmp_path, gateway=url, api_key="any") as engine:
+            await engine.generate(Job(prompt="a fox"))
+
+    with (
+        SimulatorThread(SimulatorSettings(tiny=True)) as simulator,
+        pytest.raises(RunStopped, match="no network in virtual time; use a ScriptedGateway"),
+    ):
+        run_virtual(main(simulator.gateway_url))
+    assert simulator.charged == {}
+
+
+def test_a_deadlock() -> None:
+    """If every task waits and there is no timer, the test fails instead of hanging."""
+
+    async def main() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(InternalError, match="every task is waiting, and there is no timer"):
+        run_virtual(main())
