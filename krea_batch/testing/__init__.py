@@ -10,8 +10,8 @@ simulator          the gateway and its CDN as HTTP servers: `krea-batch simulate
 simulator_thread   a simulator in a thread, for tests without asyncio and for child processes
 fixtures           fixtures for pytest: `pytest_plugins = ["krea_batch.testing.fixtures"]`
 
-No run depends on this package, and only `fixtures` needs pytest. A name is imported at its first use, because the
-simulator shares no code with the engine and starts without it.
+The engine does not depend on this package, and only `fixtures` needs pytest. A name is imported at its first use,
+because the simulator shares no code with the engine and starts without it.
 """
 
 from typing import TYPE_CHECKING, Any

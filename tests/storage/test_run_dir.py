@@ -31,7 +31,7 @@ FORK_SCRIPT = """
 import asyncio, os, sys
 from multiprocessing import get_context
 from krea_batch import Engine
-from krea_batch.testing.scripted_gateway import ScriptedGateway
+from krea_batch.testing import ScriptedGateway
 
 stdin = os.dup(0)  # multiprocessing replaces the standard input of a child
 
