@@ -116,8 +116,8 @@ class ScriptedDownload:
     """A download that sends these pieces in order.
 
     Bytes are sent, a float waits (seconds), `CUT` cuts the connection, and an exception is raised. `offset` is where
-    the first byte lies in the image, as a 206 response says it. `etag` is None if there is none. `is_sized` is whether
-    the response has a Content-Length, or the last byte of the image in its Content-Range.
+    the first byte lies in the image, as a 206 response says it. `etag` is None if there is none. `is_sized` is
+    whether the response has a Content-Length, or the last byte of the image in its Content-Range.
     """
 
     def __init__(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import inspect
 import os
 import re
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 
 import krea_batch
 import krea_batch.observability
+import krea_batch.testing
 from krea_batch.cli.app import COMMANDS, app
 from tests.docs.pages import PAGES, ROOT
 
@@ -63,6 +66,22 @@ def test_the_whole_library_is_there(site: Path) -> None:
     assert public - anchors == set()
     signature = re.sub(r"<[^>]+>", "", page.partition('id="krea_batch.events.SubmitsPaused"')[2])[:400]
     assert "wait_s: float" in signature
+
+
+def test_everything_is_described(site: Path) -> None:
+    """Each public class and function has the first line of its docstring in the reference."""
+    page = (site / "reference/library.html").read_text("utf-8")
+    text = " ".join(html.unescape(re.sub(r"<[^>]+>", "", page)).split())
+    missing = []
+    for package in (krea_batch, krea_batch.observability, krea_batch.testing):
+        for name in {*package.__all__} - {"__version__"}:
+            public = getattr(package, name)
+            if inspect.isclass(public) or inspect.isfunction(public):
+                first_line = (inspect.getdoc(public) or "").partition("\n")[0]
+                assert first_line, name
+                if first_line.replace("`", "") not in text:
+                    missing.append(name)
+    assert missing == []
 
 
 def test_the_whole_command_line_is_there(site: Path) -> None:
