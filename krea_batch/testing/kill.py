@@ -76,12 +76,12 @@ def _stop_loop(task: asyncio.Task[Any]) -> None:
 
 def _cancel_with_files_kept(loop: asyncio.AbstractEventLoop, directory: Path) -> None:
     snapshot = directory.with_name(f"{directory.name} snapshot")
-    is_there = directory.exists()
-    if is_there:
+    existed = directory.exists()
+    if existed:
         shutil.copytree(directory, snapshot)
     cancel_all_tasks(loop)
-    shutil.rmtree(directory, ignore_errors=not is_there)
-    if is_there:
+    shutil.rmtree(directory, ignore_errors=not existed)
+    if existed:
         snapshot.rename(directory)
 
 

@@ -1,7 +1,7 @@
 """An event loop with a virtual clock: when nothing is ready, the clock jumps to the next timer.
 
     import asyncio
-    from krea_batch.testing.virtual_time import run_virtual
+    from krea_batch.testing import run_virtual
 
     def test_a_day_passes():
         run_virtual(asyncio.sleep(86400))  # returns within milliseconds
@@ -10,7 +10,7 @@ Work for executors runs on the loop's own thread, so a run on this loop is the s
 use it together with a `ScriptedGateway`.
 
 Threads of anyio, in which web frameworks run plain functions and read files, are real: the clock stands still until
-they are done. It does not know of other threads.
+they are done, for 10 s at most. It does not know of other threads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 MAX_VIRTUAL_TIME_S = 3650 * 86400.0  # chosen: longer than any forecast
-MAX_THREAD_WAIT_S = 1.0  # chosen: a thread that takes longer may itself be waiting for a timer of this loop
+MAX_THREAD_WAIT_S = 10.0  # chosen: a thread that takes longer may itself be waiting for a timer of this loop
 NO_NETWORK = "there is no network in virtual time; use a ScriptedGateway"
 MIN_STEP_S = 1e-6  # code that waits for "just after now" would wait forever on a clock that does not move
 

@@ -38,6 +38,7 @@ from krea_batch.testing import (
     run_until_killed,
     run_virtual,
 )
+from tests.processes import PROCESS_TIMEOUT_S
 
 MODULES = ("scripted_gateway", "virtual_time", "kill", "simulator_thread")
 MODULES_WITH_NAMES = (*MODULES, "script_entries", "fixtures")
@@ -282,7 +283,7 @@ def test_the_fixtures(tmp_path: Path) -> None:
     """`krea_simulator` is a running simulator, and its settings can be overridden, as for a user of the plugin."""
     (tmp_path / "test_app.py").write_text(FIXTURE_TEST)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S)
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
 
@@ -317,7 +318,7 @@ def test_every_name_is_imported_from_the_package() -> None:
 def test_the_simulator_starts_without_the_engine() -> None:
     """Importing the simulator imports neither the engine nor pytest, and importing the kit imports nothing."""
     script = "import sys, krea_batch.testing.simulator; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S)
     modules = set(done.stdout.split())
     assert "krea_batch.testing.simulator.server" in modules
     assert not {"krea_batch.engine", "krea_batch.testing.scripted_gateway", "pytest"} & modules
