@@ -46,6 +46,7 @@ from krea_batch.settings import AmbiguousPolicy, ApiKey, Settings, Webhook
 from krea_batch.storage.async_io import run_to_completion
 from krea_batch.storage.image_file import remove_stale_parts
 from krea_batch.storage.os_errors import next_step
+from krea_batch.storage.process_lock import ProcessLock, remove_lock_file
 from krea_batch.storage.results_file import EMPTY_PREFIX, ResultsFile, StablePrefix
 from krea_batch.storage.run_dir import RunDir
 from krea_batch.storage.sinks import Sink
@@ -78,10 +79,17 @@ class OpenRun:
     """An open run directory with its pipeline."""
 
     def __init__(
-        self, config: RunConfig, run_dir: RunDir, context: RunContext, results: ResultsFile, pipeline: Pipeline
+        self,
+        config: RunConfig,
+        run_dir: RunDir,
+        process_lock: ProcessLock,
+        context: RunContext,
+        results: ResultsFile,
+        pipeline: Pipeline,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
+        self._process_lock = process_lock
         self.context = context
         self.pipeline = pipeline
         self._results = results
@@ -127,12 +135,15 @@ class OpenRun:
         results_bytes = await record(Ledger.results_bytes)
         per_s = None if settings.rate.is_auto else settings.rate.per_s
         start = (settings.origin, version("krea-batch"), clock(), per_s)
+        if settings.shared:
+            self._process_lock.acquire()
         run_no = await record(
             Ledger.start_run,
             *start,
             max_charges=settings.max_charges,
             count_server_errors=settings.count_server_errors,
             worker=f"{socket.gethostname()}:{os.getpid()}",
+            process_lock=self._process_lock.name,
         )
         stack.push_async_callback(self._finalize, run_no)
         self.context.run_no = run_no
@@ -198,6 +209,7 @@ class OpenRun:
             if isinstance(context.rate_limiter, SharedRateLimiter):
                 await context.rate_limiter.close()
                 await context.record(Ledger.end_run, run_no, self._config.clock())
+                remove_lock_file(self._process_lock.name)
                 if not self._run_dir.try_to_be_alone():
                     return
                 await context.on_disk(remove_stale_parts, self._config.settings.out)
@@ -225,6 +237,8 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
     run_dir = RunDir(settings.out)
     await _lock(run_dir, shared=settings.shared)
     stack.callback(run_dir.unlock)
+    process_lock = ProcessLock()
+    stack.callback(process_lock.release)  # after everything below is closed, so after the last POST
     if settings.ledger:
         await asyncio.to_thread(bind_database, settings)
     ledger = await open_ledger(run_dir.path, alone=run_dir.is_alone)
@@ -252,7 +266,7 @@ async def open_run(stack: AsyncExitStack, config: RunConfig, endpoint: CallbackE
     failure_guard = IdenticalFailureGuard(settings.max_identical_failures or 0, has_succeeded=has_succeeded)
     pipeline = Pipeline(context, results, failure_guard, sink=config.sink, references=config.references)
     stack.push_async_callback(pipeline.references.close)
-    run = OpenRun(config, run_dir, context, results, pipeline)
+    run = OpenRun(config, run_dir, process_lock, context, results, pipeline)
     await run.recover(stack)
     if settings.webhook:
         await run.listen(stack, endpoint, settings.webhook)

@@ -16,7 +16,7 @@ paging       iterates over rows in pages
 """
 
 from krea_batch.ledger.consistency import find_known_jobs, open_checked, open_ledger
-from krea_batch.ledger.live_runs import RunObserver, fence_dead_runs
+from krea_batch.ledger.live_runs import RunObserver, beats_of, ended_runs, fence_dead_runs
 from krea_batch.ledger.opening import bind_database, inspect_database, is_in_database, read_ledger, snapshot_ledger
 from krea_batch.ledger.paging import pages, read_outcomes
 from krea_batch.ledger.protocol import Ledger, LedgerReader, NewJob
@@ -36,7 +36,9 @@ __all__ = [
     "OpenJob",
     "RunObserver",
     "RunRecord",
+    "beats_of",
     "bind_database",
+    "ended_runs",
     "fence_dead_runs",
     "find_known_jobs",
     "inspect_database",

@@ -21,6 +21,7 @@ import msgspec
 from krea_batch.errors import RunDirError
 from krea_batch.jobs import State
 from krea_batch.ledger.adoption import adopt_spill
+from krea_batch.ledger.live_runs import fence_killed_runs
 from krea_batch.ledger.opening import is_in_database, open_for_changes, read_if_any
 from krea_batch.ledger.protocol import Ledger, LedgerReader
 from krea_batch.ledger.rows import KnownJob
@@ -77,7 +78,7 @@ def open_checked(out: Path, *, alone: bool = True) -> Ledger:
             adopt_spill(ledger, out)
         if alone and not is_in_database(out):
             # A POST without a result may be charged, so its job must be ambiguous before anything is decided.
-            ledger.transaction(Ledger.fence_others)
+            fence_killed_runs(ledger)
     except BaseException:
         ledger.close()
         raise

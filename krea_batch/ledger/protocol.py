@@ -345,10 +345,12 @@ class Ledger(LedgerReader, Protocol):
         max_charges: int | None = None,
         count_server_errors: bool = False,
         worker: str = "",
+        process_lock: str = "",
     ) -> int:
         """Record the start of a run with at most `rate_per_s` submits per second, and return its number.
 
-        `worker` names the process. Raises RunDirError if earlier runs used another gateway.
+        `worker` names the process, and `process_lock` the lock that it holds until the run has ended. Raises
+        RunDirError if earlier runs used another gateway.
         """
 
     def bind_run(self, run_no: int | None) -> None:

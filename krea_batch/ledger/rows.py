@@ -91,6 +91,7 @@ class LiveRun(msgspec.Struct, frozen=True):
     """A run that has not ended. Its `beat` grows with each of its transactions.
 
     `in_flight` and `pending` are its jobs if it shares the directory; else the ledger does not know whose they are.
+    `process_lock` is the name of its lock (`storage.process_lock`), or "".
     """
 
     run_no: int
@@ -99,6 +100,7 @@ class LiveRun(msgspec.Struct, frozen=True):
     beat: int
     in_flight: int = 0
     pending: int = 0
+    process_lock: str = ""
 
 
 class Reservation(msgspec.Struct, frozen=True):

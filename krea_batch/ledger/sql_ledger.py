@@ -265,6 +265,7 @@ class SqlLedger(SqlQueries):
         max_charges: int | None = None,
         count_server_errors: bool = False,
         worker: str = "",
+        process_lock: str = "",
     ) -> int:
         previous = self.gateway()
         if previous and previous != gateway:
@@ -275,8 +276,9 @@ class SqlLedger(SqlQueries):
             )
         (run_no,) = self._row(
             "INSERT INTO runs (run_no, started_at, gateway, version, rate_per_s, max_charges, count_server_errors,"
-            " worker) VALUES ((SELECT coalesce(max(run_no), 0) + 1 FROM runs), ?, ?, ?, ?, ?, ?, ?) RETURNING run_no",
-            (at, gateway, version, rate_per_s, max_charges, int(count_server_errors), worker),
+            " worker, process_lock)"
+            " VALUES ((SELECT coalesce(max(run_no), 0) + 1 FROM runs), ?, ?, ?, ?, ?, ?, ?, ?) RETURNING run_no",
+            (at, gateway, version, rate_per_s, max_charges, int(count_server_errors), worker, process_lock),
         )
         return int(run_no)
 

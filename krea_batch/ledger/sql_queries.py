@@ -125,7 +125,8 @@ class SqlQueries(ABC):
         return RunRecord(started_at, rate_per_s, expected_jobs, max_charges, bool(count_server_errors))
 
     def live_runs(self) -> list[LiveRun]:
-        sql = f"SELECT run_no, worker, started_at, beat FROM runs WHERE {LIVE_RUNS} ORDER BY run_no"
+        columns = "run_no, worker, started_at, beat, 0, 0, process_lock"
+        sql = f"SELECT {columns} FROM runs WHERE {LIVE_RUNS} ORDER BY run_no"
         return [LiveRun(*row) for row in self._rows(sql)]
 
     def workers(self) -> list[LiveRun]:

@@ -1,8 +1,9 @@
 """Several runs on one run directory: heartbeats, taking over the jobs of dead runs, and claiming free jobs.
 
 Each run is a worker with jobs of its own. The coordinator of a run writes at least every BEAT_INTERVAL_S, looks for
-other runs that stand still, fences them, and claims jobs that no run has. Jobs that were sent already are claimed at
-once. Pending ones are claimed only as far as this run will submit them soon, so that the others get their share.
+other runs that were killed or stand still, fences them, and claims jobs that no run has. Jobs that were sent already
+are claimed immediately. Pending ones are claimed only as far as this run will submit them soon, so that the others
+get their share.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import NamedTuple
 import anyio
 
 from krea_batch.jobs import State
-from krea_batch.ledger import MAX_TRANSACTION_ROWS, Ledger, LiveRun, OpenJob
+from krea_batch.ledger import MAX_TRANSACTION_ROWS, Ledger, LiveRun, OpenJob, beats_of, ended_runs
 from krea_batch.pipeline.charge_budget import SharedChargeBudget
 from krea_batch.pipeline.context import RunContext
 from krea_batch.pipeline.in_flight_job import InFlightJob
 from krea_batch.pipeline.shared_rate_limiter import SharedRateLimiter
 from krea_batch.pipeline.waiters import WaiterRegistry
 from krea_batch.rules.lease import LOOK_INTERVAL_S, FailureDetector
+from krea_batch.storage.process_lock import remove_lock_file
 
 log = logging.getLogger("krea_batch")
 
@@ -64,19 +66,25 @@ class WorkerCoordinator:
     async def look(self) -> None:
         """Look once at the other runs, claim free jobs, and learn about jobs of other runs that callers wait for."""
         seen = await self._run.record(_look, self._claimable())
-        beats = {each.run_no: each.beat for each in seen.runs if each.run_no != self._run.run_no}
-        names = {each.run_no: each.worker for each in seen.runs}
-        for run_no in self._detector.find_dead(self._run.ledger.now_s(), beats):
-            if await self._run.record(Ledger.fence, run_no, beats[run_no]):
-                if isinstance(self._run.rate_limiter, SharedRateLimiter):
-                    self._run.rate_limiter.restart()
-                log.warning("! worker stood still or was killed, taking over its jobs worker=%s", names[run_no])
+        await self._fence_dead(seen)
         for job, request in seen.claimed:
             self._resume(job, request)
         if ids := self._waiters.foreign_ids():
             self._waiters.on_foreign_jobs(await self._run.record(Ledger.find_jobs, ids))
         if not self._waiting():
             await self._budget.give_back()
+
+    async def _fence_dead(self, seen: _Seen) -> None:
+        """Fence the other runs that were killed or stand still. Their jobs are claimed by the next look, now."""
+        others = [run for run in seen.runs if run.run_no != self._run.run_no]
+        dead = self._detector.find_dead(self._run.ledger.now_s(), beats_of(others), seen.ended)
+        for run in others:
+            if run.run_no in dead and await self._run.record(Ledger.fence, run.run_no, run.beat):
+                remove_lock_file(run.process_lock)
+                if isinstance(self._run.rate_limiter, SharedRateLimiter):
+                    self._run.rate_limiter.restart()
+                self._wake.set()
+                log.warning("! worker stood still or was killed, taking over its jobs worker=%s", run.worker)
 
     def stop_claiming(self) -> None:
         """Claim no more jobs, because this run is about to end."""
@@ -107,9 +115,10 @@ class WorkerCoordinator:
 
 
 class _Seen(NamedTuple):
-    """What one look has found. Pending jobs come with their requests."""
+    """What one look has found. `ended` has the runs whose locks are released. Pending jobs have their requests."""
 
     runs: list[LiveRun]
+    ended: set[int]
     claimed: list[tuple[OpenJob, Request | None]]
 
 
@@ -120,7 +129,8 @@ def _look(ledger: Ledger, claimable: int | None) -> _Seen:
         pending = ledger.claim_jobs((State.PENDING,), claimable)
         requests = ledger.requests_of([job.job_no for job in pending])
         claimed += [(job, requests[job.job_no]) for job in pending]
-    return _Seen(ledger.live_runs(), claimed)
+    runs = ledger.live_runs()
+    return _Seen(runs, ended_runs(runs), claimed)
 
 
 def _enqueue_all(ledger: Ledger, jobs: Collection[InFlightJob]) -> list[bool]:

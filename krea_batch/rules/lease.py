@@ -2,12 +2,13 @@
 
 Each run renews its lease with every commit, and writes at least every BEAT_INTERVAL_S. Another run takes over its
 jobs once it has seen the run's beat stand still for LEASE_S. Clocks of different processes are never compared: each
-run measures with its own clock only.
+run measures with its own clock only. A run on the same machine is known to have ended without this wait, by the lock
+that its process had (`storage.process_lock`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 LEASE_S = 10.0  # chosen: longer than a commit on a slow disk, shorter than people wait for a job
 BEAT_INTERVAL_S = LEASE_S / 5  # chosen: four beats may be late before a lease ends
@@ -31,17 +32,18 @@ class Lease:
 
 
 class FailureDetector:
-    """Finds runs that have stood still for a lease while this process was looking."""
+    """Finds runs that have ended without recording it, or have stood still for a lease while this process looked."""
 
     def __init__(self) -> None:
         self._looked_s = float("-inf")
         self._unchanged: dict[int, tuple[int, float]] = {}  # by run: its beat, and since when it is known
 
-    def find_dead(self, now_s: float, beats: Mapping[int, int]) -> list[int]:
-        """Return the runs whose beat has stood still for LEASE_S. `beats` has the beat of each live run.
+    def find_dead(self, now_s: float, beats: Mapping[int, int], ended: Collection[int] = ()) -> list[int]:
+        """Return the runs that have ended, and those whose beat has stood still for LEASE_S.
 
-        If this process did not look for half a lease, because it stood still itself or the database was away, it has
-        not seen the others stand still, so it starts to count again.
+        `beats` has the beat of each live run. `ended` has those whose locks are released. If this process did not
+        look for half a lease, because it stood still itself or the database was away, it has not seen the others
+        stand still, so it starts to count again.
         """
         if now_s - self._looked_s > LEASE_S / 2:
             self._unchanged.clear()
@@ -50,4 +52,8 @@ class FailureDetector:
         for run_no, beat in beats.items():
             is_unchanged = run_no in known and known[run_no][0] == beat
             self._unchanged[run_no] = known[run_no] if is_unchanged else (beat, now_s)
-        return [run_no for run_no, (_, since_s) in self._unchanged.items() if now_s - since_s >= LEASE_S]
+        return [
+            run_no
+            for run_no, (_, since_s) in self._unchanged.items()
+            if run_no in ended or now_s - since_s >= LEASE_S
+        ]

@@ -1,8 +1,11 @@
-"""Several engines share a run directory, and one of them is stopped or taken for dead. In virtual time."""
+"""Several engines share a run directory, and one of them is stopped, killed or taken for dead. In virtual time."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -12,11 +15,27 @@ import pytest
 from krea_batch import Engine, Job, RunStopped
 from krea_batch.errors import FencedError
 from krea_batch.ledger.opening import open_for_changes
+from krea_batch.rules.lease import LEASE_S, LOOK_INTERVAL_S
 from krea_batch.rules.verdicts import Waiting
 from krea_batch.testing import ACCEPT, ScriptedGateway, run_virtual
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger
+from tests.processes import PROCESS_TIMEOUT_S, clean_environment
 
 pytestmark = pytest.mark.slow
+
+OTHER_PROCESS = """
+import asyncio, sys
+from krea_batch import Engine, Job
+from krea_batch.testing import ScriptedGateway
+
+async def main():
+    async with Engine(sys.argv[1], gateway_client=ScriptedGateway(), shared=True) as engine:
+        handle = await engine.submit(Job(prompt="a fox", id="fox"))
+        print(handle.request_id, flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
 
 
 def open_worker(out: Path, gateway: ScriptedGateway) -> Engine:
@@ -65,3 +84,44 @@ def test_a_fenced_engine_records_what_its_posts_return(tmp_path: Path) -> None:
 
     run_virtual(main())
     assert query_ledger(tmp_path, "SELECT result FROM submissions") == [("accepted",)]
+
+
+def kill_other_process(out: Path, temporary: Path) -> str:
+    """Let another process join the run and submit a job, kill it, and return the request_id of the job."""
+    environment = clean_environment(TMPDIR=str(temporary))
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHER_PROCESS, out], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout
+        request_id = process.stdout.readline().strip()
+        process.kill()
+        process.wait(PROCESS_TIMEOUT_S)
+    return request_id
+
+
+@pytest.mark.parametrize("has_lock", [True, False], ids=["with its lock", "with a lock that was removed"])
+def test_a_killed_process_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_lock: bool) -> None:
+    """The next look shows that it has ended, and its job is taken over. Without a lock, its lease must end first."""
+    out, temporary = tmp_path / "out", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    gateway = ScriptedGateway()
+
+    async def main() -> None:
+        async with open_worker(out, gateway):
+            (own_file,) = temporary.glob("*/*")
+            gateway.charged[kill_other_process(out, temporary)] = "a fox"
+            (other_file,) = {*temporary.glob("*/*")} - {own_file}
+            if not has_lock:
+                other_file.unlink()
+            await asyncio.sleep(3 * LOOK_INTERVAL_S)
+            assert query_ledger(out, "SELECT run_no, fenced FROM runs") == [(1, 0), (2, int(has_lock))]
+            await asyncio.sleep(LEASE_S)
+            assert query_ledger(out, "SELECT run_no, fenced FROM runs") == [(1, 0), (2, 1)]
+            assert query_ledger(out, "SELECT run_no FROM jobs") == [(1,)]
+            assert list(temporary.glob("*/*")) == [own_file]
+            await asyncio.sleep(60.0)
+
+    run_virtual(main())
+    assert ledger_states(out) == {"fox": "succeeded"}
+    assert list(temporary.glob("*/*")) == []

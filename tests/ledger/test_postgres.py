@@ -29,7 +29,7 @@ from tests.processes import PROCESS_TIMEOUT_S, run_command
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed, so no test of PostgreSQL runs")
 
 from krea_batch.ledger.postgres.durability import ServerSettings, find_danger, find_risk  # noqa: E402
-from krea_batch.ledger.postgres.postgres_ledger import PostgresLedger  # noqa: E402
+from krea_batch.ledger.postgres.postgres_ledger import SCHEMA_VERSION, PostgresLedger  # noqa: E402
 from tests.ledger.cutting_proxy import Cut, CuttingProxy  # noqa: E402
 
 PATH = Path("ledger.toml")
@@ -349,11 +349,18 @@ def test_a_schema_of_others(server: PostgresServer, address: LedgerAddress) -> N
         PostgresLedger.open(PATH, address)
 
 
-def test_a_newer_schema(server: PostgresServer, store: PostgresLedger, address: LedgerAddress) -> None:
-    """A ledger of a newer version is refused."""
-    execute(server.url, f'UPDATE "{address.schema}".ledger_version SET version = 99')
+@pytest.mark.parametrize(
+    ("version", "says"),
+    [(SCHEMA_VERSION + 1, "newer krea-batch"), (SCHEMA_VERSION - 1, "before the first release")],
+    ids=["newer", "older"],
+)
+def test_another_schema(
+    server: PostgresServer, store: PostgresLedger, address: LedgerAddress, version: int, says: str
+) -> None:
+    """A ledger of another version is refused."""
+    execute(server.url, f'UPDATE "{address.schema}".ledger_version SET version = {version}')
     for read_only in (False, True):
-        with pytest.raises(RunDirError, match="newer krea-batch"):
+        with pytest.raises(RunDirError, match=says):
             PostgresLedger.open(PATH, address, read_only=read_only)
 
 

@@ -80,6 +80,15 @@ def test_each_transaction_is_a_sign_of_life(ledger: Ledger) -> None:
     assert [(run.run_no, run.worker, run.started_at) for run in ledger.live_runs()] == [(run_no, "host", 1.0)]
 
 
+def test_the_lock_of_a_run_is_recorded_with_its_start(ledger: Ledger, other: Ledger) -> None:
+    """Another process finds the name of the lock as soon as it finds the run; a run may have none."""
+    for name in ("5f1e", ""):
+        ledger.transaction(
+            lambda ledger, name=name: ledger.start_run("https://a", "1", 1.0, worker="host", process_lock=name)  # type: ignore[misc]
+        )
+    assert [run.process_lock for run in other.live_runs()] == ["5f1e", ""]
+
+
 def test_a_fenced_run_writes_nothing_more(ledger: Ledger, other: Ledger, place: LedgerPlace) -> None:
     """Every later transaction of a fenced run raises FencedError, and leaves the ledger as it was."""
     run_no, _ = start_worker(ledger), start_worker(other)

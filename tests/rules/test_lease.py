@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,30 @@ def test_a_run_that_stands_still_is_dead() -> None:
     looks_s = [100.0 + n for n in range(11)]
     found = [detector.find_dead(now_s, {1: 7, 2: round(now_s)}) for now_s in looks_s]
     assert found == [[]] * 10 + [[1]]
+
+
+@pytest.mark.parametrize(
+    ("looks", "dead"),
+    [
+        ([(100.0, {1: 7, 2: 5}, [])], []),
+        ([(100.0, {1: 7, 2: 5}, [2])], [2]),
+        ([(100.0, {1: 7, 2: 5}, [1, 2])], [1, 2]),
+        ([(100.0, {1: 7}, [2])], []),
+        ([(100.0, {1: 7}, []), (100.5, {1: 8}, [1])], [1]),
+        ([(100.0, {1: 7}, []), (100.5, {1: 7}, [])], []),
+        ([(100.0, {1: 7}, []), (500.0, {1: 7}, [1])], [1]),
+        ([(100.0, {1: 7}, [1]), (100.5, {1: 8}, [])], []),
+    ],
+    ids=[
+        "none has ended", "one has ended", "both have", "one that is not live", "its beat has changed",
+        "its beat stands still", "after a pause of this process", "a last commit came later",
+    ],
+)  # fmt: skip
+def test_a_run_that_has_ended_is_dead(looks: list[tuple[float, dict[int, int], list[int]]], dead: list[int]) -> None:
+    """A run whose lock is released is dead immediately, whatever its beat was and for how long it was watched."""
+    detector = FailureDetector()
+    found = [detector.find_dead(now_s, beats, ended) for now_s, beats, ended in looks]
+    assert found[-1] == dead
 
 
 def test_whoever_did_not_look_begins_anew() -> None:

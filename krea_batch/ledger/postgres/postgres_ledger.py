@@ -56,7 +56,7 @@ from krea_batch.rules.lifecycle import Action, path_of
 T = TypeVar("T")
 log = logging.getLogger("krea_batch")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECONNECT_PAUSES = 10  # chosen: half a second between attempts to connect
 _LOCK_CLASS = 0x4B524541  # "KREA": keeps the locks of batches apart from those of other programs
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -352,6 +352,9 @@ class PostgresLedger(SqlLedger):
         if version > SCHEMA_VERSION:
             problem = f"written by a newer krea-batch (schema {version})"
             raise RunDirError(self.path, problem, "update krea-batch, or use another batch")
+        if version < SCHEMA_VERSION:
+            problem = f"written by a krea-batch from before the first release (schema {version})"
+            raise RunDirError(self.path, problem, "use that version, or another batch")
 
     def _find_version(self) -> int | None:
         """Return the version of the tables; None if there are none."""

@@ -1,4 +1,4 @@
--- The ledger of a batch in PostgreSQL, in a schema of its own. Version 1.
+-- The ledger of a batch in PostgreSQL, in a schema of its own. Version 2.
 -- Instants are seconds since 1970 (UTC). The tables are those of krea_batch/ledger/sqlite/schema.sql, which says what
 -- their columns mean. Numbers are given by the statements that insert rows, not by sequences, so that they have no gaps.
 -- Texts are compared byte by byte, as SQLite does.
@@ -7,7 +7,7 @@ CREATE TABLE ledger_version (
     singleton integer PRIMARY KEY CHECK (singleton = 1),
     version   integer NOT NULL
 );
-INSERT INTO ledger_version VALUES (1, 1);
+INSERT INTO ledger_version VALUES (1, 2);
 
 -- Each process that has opened the ledger for changes. After a commit whose answer was lost, `commit_no` says whether
 -- it was made.
@@ -20,6 +20,7 @@ CREATE TABLE writers (
 CREATE TABLE runs (
     run_no        bigint PRIMARY KEY,
     worker        text COLLATE "C" NOT NULL DEFAULT '',
+    process_lock  text COLLATE "C" NOT NULL DEFAULT '',
     started_at    double precision NOT NULL,
     ended_at      double precision,
     beat          bigint  NOT NULL DEFAULT 0,

@@ -19,7 +19,7 @@ from krea_batch.storage.os_errors import next_step
 from krea_batch.storage.run_dir import file_size, is_locked
 
 APPLICATION_ID = 0x4B524541  # "KREA"
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 SQLITE_VERSION = sqlite3.sqlite_version
 BUSY_TIMEOUT_S = 10.0  # chosen: read locks of other processes, such as `status`, are much shorter
 BUSY_ATTEMPT_S = 1.0  # chosen: how long SQLite waits for a lock by itself; then `wait_while_busy` does

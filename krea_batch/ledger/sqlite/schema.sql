@@ -1,4 +1,4 @@
--- The ledger of a run: what was requested, what was charged, what became of it. Version 10.
+-- The ledger of a run: what was requested, what was charged, what became of it. Version 11.
 -- Instants are seconds since 1970 (UTC). States: krea_batch/jobs.py. Transitions: krea_batch/rules/lifecycle.py.
 -- The expression of the CHECK is filled in from the table of states when the file is created.
 
@@ -56,6 +56,7 @@ CREATE INDEX submissions_in_flight ON submissions (job_no) WHERE result IS NULL;
 CREATE TABLE runs (
     run_no        INTEGER PRIMARY KEY,
     worker        TEXT NOT NULL DEFAULT '',      -- host and process, for people
+    process_lock  TEXT NOT NULL DEFAULT '',      -- shows that it has ended, see krea_batch/storage/process_lock.py
     started_at    REAL NOT NULL,
     ended_at      REAL,
     beat          INTEGER NOT NULL DEFAULT 0,    -- grows with each transaction of the run, so it shows that it is alive
