@@ -6,18 +6,26 @@ They are listed in `PLANTED_WORKER_FAULTS` as those of `planted_faults` are.
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from krea_batch.engine import open_run
-from krea_batch.ledger import LedgerWriter, adoption
+from krea_batch.engine.open_run import OpenRun
+from krea_batch.ledger import LedgerWriter, adoption, live_runs
 from krea_batch.ledger.protocol import Ledger
 from krea_batch.ledger.rows import Reservation
 from krea_batch.ledger.sqlite import SqliteLedger
+from krea_batch.pipeline.coordinator import WorkerCoordinator
 from krea_batch.pipeline.executor import TransitionExecutor
 from krea_batch.pipeline.task_pool import TaskPool
 from krea_batch.rules.lease import FailureDetector, Lease
+from krea_batch.storage import process_lock
+from krea_batch.storage.process_lock import ProcessLock
 from krea_batch.storage.spill import SpilledId
 from tests.simulation.planted_faults import PlantedFault
 
@@ -69,11 +77,41 @@ def count_while_standing_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that stood still takes the others for dead, which it has not watched in the meantime."""
     find_dead = FailureDetector.find_dead
 
-    def find_dead_at_once(self: FailureDetector, now_s: float, beats: dict[int, int]) -> list[int]:
+    def find_dead_at_once(
+        self: FailureDetector, now_s: float, beats: dict[int, int], ended: Collection[int]
+    ) -> list[int]:
         self._looked_s = now_s
-        return find_dead(self, now_s, beats)
+        return find_dead(self, now_s, beats, ended)
 
     monkeypatch.setattr(FailureDetector, "find_dead", find_dead_at_once)
+
+
+def take_a_missing_lock_for_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is taken for dead because the file of its lock is missing."""
+
+    def is_missing_or_released(name: str) -> bool:
+        folder = Path(tempfile.gettempdir()) / f"krea-batch-{os.geteuid()}"
+        return process_lock.is_released(name) or not any(folder.glob(f"*{name}*"))
+
+    monkeypatch.setattr(live_runs, "is_released", is_missing_or_released)
+
+
+def release_the_lock_at_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is stopped or aborted releases its lock, while POSTs of it are pending or about to be sent."""
+    init, stop_claiming = OpenRun.__init__, WorkerCoordinator.stop_claiming
+    locks: dict[WorkerCoordinator, ProcessLock] = {}
+
+    def init_with_lock(self: OpenRun, *args: Any) -> None:
+        init(self, *args)
+        assert self.pipeline.coordinator
+        locks[self.pipeline.coordinator] = self._process_lock
+
+    def stop_claiming_and_release(self: WorkerCoordinator) -> None:
+        locks[self].release()
+        stop_claiming(self)
+
+    monkeypatch.setattr(OpenRun, "__init__", init_with_lock)
+    monkeypatch.setattr(WorkerCoordinator, "stop_claiming", stop_claiming_and_release)
 
 
 # ---- jobs of other runs ----------------------------------------------------------------------------------
@@ -176,6 +214,8 @@ PLANTED_WORKER_FAULTS = [
     PlantedFault(renew_the_lease_at_the_end_of_a_commit, "which no longer has the job", first=7),
     PlantedFault(fence_by_a_stale_beat, "was fenced after only", first=2),
     PlantedFault(count_while_standing_still, "was fenced after only", first=1),
+    PlantedFault(take_a_missing_lock_for_an_end, "was fenced after only", first=2),
+    PlantedFault(release_the_lock_at_a_stop, "which no longer has the job", first=13),
     PlantedFault(submit_the_jobs_of_dead_runs_again, "was charged 2 times", first=7),
     PlantedFault(leave_adopted_jobs_free, "is not accepted", first=25),
     PlantedFault(drop_late_results, "was not used", first=20),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -12,6 +14,7 @@ from krea_batch.ledger import writer
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.lease import FailureDetector
 from krea_batch.storage import run_dir
+from krea_batch.storage.process_lock import ProcessLock, remove_lock_file
 from krea_batch.storage.run_dir import RunDir
 from tests.simulation.worker_loop import SimulatedWorker, WorkerLoop, current_worker
 
@@ -22,7 +25,7 @@ class WorkerFiles:
     `run_no` is that of its run. From `cut_off_s` on, its ledger raises; with `commits_once`, not before it has
     committed an acceptance, which it does not admit. After a number of commits, the worker stands still for some
     seconds (`pause_after`). With `wakes_when_dead` it goes on in the moment in which another one has seen it stand
-    still for long enough.
+    still for long enough. With `loses_lock_file`, a program that cleans up has removed the file of its process lock.
     """
 
     def __init__(
@@ -33,9 +36,11 @@ class WorkerFiles:
         commits_once: bool,
         pause_after: tuple[int, float],
         wakes_when_dead: bool,
+        loses_lock_file: bool,
     ) -> None:
         self.worker = worker
         self.wakes_when_dead = wakes_when_dead
+        self.loses_lock_file = loses_lock_file
         self.run_no: int | None = None
         self._cut_off_s = cut_off_s
         self._commits_once = commits_once
@@ -45,6 +50,7 @@ class WorkerFiles:
         self.was_alone_at_end = False
         self._ledgers: list[SqliteLedger] = []
         self._run_dirs: list[RunDir] = []
+        self._process_locks: list[ProcessLock] = []
 
     @property
     def is_opening_alone(self) -> bool:
@@ -57,12 +63,19 @@ class WorkerFiles:
             ledger.close()
         for directory in self._run_dirs:
             directory.unlock()
+        for lock in self._process_locks:
+            lock.release()
 
     def add_ledger(self, ledger: SqliteLedger) -> None:
         self._ledgers.append(ledger)
 
     def add_run_dir(self, directory: RunDir) -> None:
         self._run_dirs.append(directory)
+
+    def add_process_lock(self, lock: ProcessLock) -> None:
+        self._process_locks.append(lock)
+        if self.loses_lock_file:
+            remove_lock_file(lock.name)
 
     def attempt(self, now_s: float, ledger: SqliteLedger, attempt: Callable[[], Any]) -> Any:
         """Commit a transaction, or fail."""
@@ -93,15 +106,18 @@ def watched_files(
     loop: WorkerLoop,
     files: dict[SimulatedWorker, WorkerFiles],
     on_commit: Callable[[WorkerFiles, int | None], None],
+    temporary: Path,
 ) -> Iterator[None]:
-    """Watch what the workers open, and inject their faults.
+    """Watch what the workers open, and inject their faults. Their process locks are in the folder `temporary`.
 
     `on_commit` is called after each commit, with the run whose beat it is.
     """
     find_dead = FailureDetector.find_dead
 
-    def watched_find_dead(detector: FailureDetector, now_s: float, beats: Mapping[int, int]) -> list[int]:
-        dead = find_dead(detector, now_s, beats)
+    def watched_find_dead(
+        detector: FailureDetector, now_s: float, beats: Mapping[int, int], ended: Collection[int]
+    ) -> list[int]:
+        dead = find_dead(detector, now_s, beats, ended)
         for own in files.values():
             if own.wakes_when_dead and own.run_no in dead:
                 own.worker.wake()
@@ -110,6 +126,8 @@ def watched_files(
     with (
         _watched_ledgers(loop, files, on_commit),
         _watched_run_dirs(files),
+        _watched_process_locks(files),
+        patch.object(tempfile, "tempdir", str(temporary)),
         patch.object(FailureDetector, "find_dead", watched_find_dead),
         patch.object(writer, "boottime_clock", lambda _: loop.time),
     ):
@@ -166,4 +184,17 @@ def _watched_run_dirs(files: dict[SimulatedWorker, WorkerFiles]) -> Iterator[Non
         patch.object(RunDir, "try_to_be_alone", watched_try_to_be_alone),
         patch.object(run_dir, "LOCK_RETRY_S", 0.0),
     ):
+        yield
+
+
+@contextmanager
+def _watched_process_locks(files: dict[SimulatedWorker, WorkerFiles]) -> Iterator[None]:
+    acquire = ProcessLock.acquire
+
+    def watched_acquire(lock: ProcessLock) -> None:
+        acquire(lock)
+        if worker := current_worker():
+            files[worker].add_process_lock(lock)
+
+    with patch.object(ProcessLock, "acquire", watched_acquire):
         yield

@@ -1,7 +1,8 @@
 """What must hold with several workers, besides `invariants`, after each commit and after each round.
 
 - no run POSTs after it was fenced, or a job that another run has submitted since (`workers_gateway` checks it);
-- a run is fenced only if another one has watched it for a whole lease, and its beat stood still;
+- a run is fenced only if another one has watched it for a whole lease, and its beat stood still, or if its worker
+  has crashed, or has closed its run, and the file of its lock is in its place;
 - what is charged and what is reserved never exceed `max_charges`, over all runs;
 - the counters of the runs agree with the submissions;
 - a request_id that arrived is recorded, also by a worker that was taken for dead.
@@ -86,7 +87,11 @@ class WorkerInvariants(Invariants):
         fenced = {run_no for (run_no,) in self._ledger.query("SELECT run_no FROM runs WHERE fenced")}
         new, self._known_fenced = fenced - self._known_fenced, fenced
         for run_no in new:
-            if run_no not in self._last_beat_s or files.is_opening_alone:
+            if run_no not in self._last_beat_s or files.is_opening_alone or self._has_released_its_lock(run_no):
                 continue
             watched_s = files.worker.watched_s(self._last_beat_s[run_no])
             assert watched_s >= LEASE_S - TOLERANCE_S, f"run {run_no} was fenced after only {watched_s:.1f} s"
+
+    def _has_released_its_lock(self, run_no: int) -> bool:
+        files = self._workers_scenario.gateway.files.values()
+        return any(own.run_no == run_no and own.worker.is_gone and not own.loses_lock_file for own in files)

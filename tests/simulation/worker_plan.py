@@ -33,7 +33,8 @@ class WorkerPlan:
 
     With `wakes_when_dead` it stops standing still in the moment in which another worker has seen enough of it.
     `cut_off` says when its ledger fails from `cut_off_after_s` on: before a commit, or after one that it is not told
-    of; '' means never. With `restarts` it starts again if the others took it for dead.
+    of; '' means never. With `restarts` it starts again if the others took it for dead. With `loses_lock_file` the
+    others cannot see when it crashes, but by its lease.
     """
 
     def __init__(self, random: Random, *, no_faults: bool, may_resubmit: bool, max_charges: int | None) -> None:
@@ -69,6 +70,7 @@ class WorkerPlan:
             self.cut_off, self.cut_off_after_s = "", math.inf
         self.wakes_when_dead = random.random() < 0.3
         self.restarts = random.random() < 0.5
+        self.loses_lock_file = random.random() < 0.3
         self._crash_at_step = int(10 ** random.uniform(1.0, 3.5)) if self.ending == CRASH else None
         self._seed = random.random()
         self._latency = Random(f"{self._seed}/latency")
@@ -77,6 +79,7 @@ class WorkerPlan:
         parts = [self.ending, self.feed.__name__, f"joins after {self.joins_after_s:.1f} s"]
         parts += [f"stands still {self.pauses} {self.pauses_at_step} {self.pause_after_commit}"]
         parts += [f"cut off {self.cut_off}"] if self.cut_off else []
+        parts += ["loses its lock file"] if self.loses_lock_file else []
         return ", ".join(parts)
 
     def create_worker(self, loop: WorkerLoop) -> SimulatedWorker:

@@ -98,7 +98,7 @@ class WorkersScenario(Scenario):
         self.workers, self._plans, self._apps = [], {}, {}
         files = self.gateway.files = {}
         stderr = io.StringIO()
-        with redirect_stderr(stderr), watched_files(loop, files, self.invariants.check_commit):
+        with redirect_stderr(stderr), watched_files(loop, files, self.invariants.check_commit, self.out.parent):
             loop.run_until_complete(self._work(plans, random))
             self._clean_up(loop)
         self._before_loop_s, self._loop = self.clock(), None
@@ -140,6 +140,7 @@ class WorkersScenario(Scenario):
             commits_once=plan.cut_off == AFTER_COMMIT,
             pause_after=plan.pause_after_commit,
             wakes_when_dead=plan.wakes_when_dead,
+            loses_lock_file=plan.loses_lock_file,
         )
         self._joining -= 1
         self.workers.append(worker)
