@@ -23,7 +23,7 @@ class LockedRun:
     """A context manager that locks a run directory. Use it where no event loop is running.
 
     `is_alone` is whether no run works on it; else runs that share it go on with the jobs that become pending. If the
-    ledger is in a database, entering takes up to LEASE_S after a process was killed.
+    ledger is in a database, entering takes up to LEASE_S after a process was killed on another machine.
 
     Entering raises RunDirError if there is no run, another process has it alone, or its ledger is not the one of its
     results; LedgerError if the ledger cannot be read. Leaving raises OSError if results.jsonl cannot be written; the

@@ -49,6 +49,13 @@ class Machine(DatabaseScenario):
         super().__init__(simulator, directory, JOBS, url, batch, out=f"{batch}-on-{number}")
         self._options = ["--ledger", url, "--batch", batch, *options]
         self.others: list[Machine] = []
+        self._temporary = directory / f"temporary-{number}"
+        self._temporary.mkdir(exist_ok=True)
+
+    @property
+    def with_own_files(self) -> tuple[str, str]:
+        """The command that hides the process locks of the machine from the others, so that they wait for leases."""
+        return "env", f"TMPDIR={self._temporary}"
 
     def image_path(self, name: str) -> Path:
         """Return where an image is: on the machine that has downloaded it."""
@@ -119,7 +126,10 @@ def test_whatever_fails(simulate: StartSimulator, server: PostgresServer, tmp_pa
             urls = [f"postgresql://{USER}@{each.addresses['database']}:{server.port}/postgres" for each in networks]
             machines = [Machine(simulator, tmp_path, url, f"failing-{runs}", n) for n, url in enumerate(urls)]
             by_out = {machine.out: network for machine, network in zip(machines, networks, strict=True)}
-            workers = [Worker(each, *network.wrapper) for each, network in zip(machines, networks, strict=True)]
+            workers = [
+                Worker(each, *network.wrapper, *each.with_own_files)
+                for each, network in zip(machines, networks, strict=True)
+            ]
             run_done = run_with_faults(workers, random, faults_of(server, by_out), counts)
             run_ambiguous = check_accounting(machines)
             assert run_ambiguous <= INITIAL_PENDING * run_done.total()
