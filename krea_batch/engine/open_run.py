@@ -137,14 +137,18 @@ class OpenRun:
         start = (settings.origin, version("krea-batch"), clock(), per_s)
         if settings.shared:
             self._process_lock.acquire()
-        run_no = await record(
-            Ledger.start_run,
-            *start,
-            max_charges=settings.max_charges,
-            count_server_errors=settings.count_server_errors,
-            worker=f"{socket.gethostname()}:{os.getpid()}",
-            process_lock=self._process_lock.name,
-        )
+        try:
+            run_no = await record(
+                Ledger.start_run,
+                *start,
+                max_charges=settings.max_charges,
+                count_server_errors=settings.count_server_errors,
+                worker=f"{socket.gethostname()}:{os.getpid()}",
+                process_lock=self._process_lock.name,
+            )
+        except RunDirError:  # The run is not recorded, so no other process knows its lock.
+            remove_lock_file(self._process_lock.name)
+            raise
         stack.push_async_callback(self._finalize, run_no)
         self.context.run_no = run_no
         self.context.ledger.bind_run(run_no, Lease() if settings.shared else None)

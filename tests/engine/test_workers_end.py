@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from krea_batch import Engine, Job, RunStopped
+from krea_batch import Engine, Job, RunDirError, RunStopped
 from krea_batch.errors import FencedError
 from krea_batch.ledger.opening import open_for_changes
 from krea_batch.rules.lease import LEASE_S, LOOK_INTERVAL_S
@@ -124,4 +124,20 @@ def test_a_killed_process_is_replaced(tmp_path: Path, monkeypatch: pytest.Monkey
 
     run_virtual(main())
     assert ledger_states(out) == {"fox": "succeeded"}
+    assert list(temporary.glob("*/*")) == []
+
+
+def test_a_run_that_is_refused_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with another gateway than before does not start, and its lock file is removed."""
+    out, temporary = tmp_path / "out", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    async def open_with(gateway: str) -> None:
+        async with Engine(out, gateway_client=ScriptedGateway(), shared=True, gateway=gateway):
+            pass
+
+    run_virtual(open_with("https://one.example"))
+    with pytest.raises(RunDirError, match="submitted to"):
+        run_virtual(open_with("https://two.example"))
     assert list(temporary.glob("*/*")) == []
