@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PER_S = 50
 ACTORS = 2
 MIN_USED = 0.95
-KILLED_WITHIN = 0.75  # of the rows: after a kill, others take over its rows when its lease has ended
+KILLED_WITHIN = 0.75  # of the rows: an actor that is killed starts again before the end
 POLL_INTERVAL_S = 0.5
 MAX_IN_FLIGHT = 500
 LATENCY = "uniform:2,6"
