@@ -367,7 +367,9 @@ class Engine:
             try:
                 await self._run_once()
             except FencedError:
-                if not self._is_restarting:
+                # A cancellation that came together with the fence is not raised, but it must not be forgotten.
+                task = asyncio.current_task()
+                if not self._is_restarting or (task and task.cancelling()):
                     raise
                 log.warning("! this process stood still, and its jobs were taken over; starting again")
             else:
