@@ -78,7 +78,7 @@ def test_no_run_is_found_dead_while_it_holds_its_lease(pauses_s: list[float], lo
             assert not lease.is_held(now_s)
 
 
-@given(looks_s=st.lists(st.floats(0.1, LEASE_S / 2), min_size=25, max_size=40))
+@given(looks_s=st.lists(st.floats(0.1, 0.49 * LEASE_S), min_size=25, max_size=40))
 def test_a_dead_run_is_always_found(looks_s: list[float]) -> None:
     """A process that looks at least twice per lease finds a dead run within a lease and one look."""
     detector, now_s, found_s = FailureDetector(), 0.0, None
