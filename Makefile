@@ -35,6 +35,7 @@ check: $(VENV)/.dev
 generate: $(VENV)/.dev
 	$(BIN)/cog -r $(GENERATED)
 	$(BIN)/python -m docs.state_diagram > docs/reference/states.svg
+	$(BIN)/python -m docs.explanations > krea_batch/cli/ui/explanations.json
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict

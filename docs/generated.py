@@ -12,6 +12,7 @@ import click
 
 from krea_batch.cli.app import COMMANDS, app, option_of
 from krea_batch.cli.options.run_options import DEFAULTS, TYPES
+from krea_batch.cli.ui.explanations import topic_of
 from krea_batch.jobs import STATES
 from krea_batch.rules.lifecycle import ACTIONS, PATHS
 from krea_batch.settings import OPTIONS, Rate
@@ -79,34 +80,49 @@ def transitions_table() -> str:
     return "\n".join(["", *rows, ""])
 
 
-def messages_tables() -> str:
-    """Return a table for each kind of input, with each message and an example of what follows its advice."""
-    parts = []
-    for topic, cases in CASES.items():
-        rows = [f"## {topic}", "", "| message | instead of | write |", "|---|---|---|"]
-        by_message: dict[str, MessageCase] = {}
+def cases_by_topic() -> dict[str, tuple[str, list[MessageCase]]]:
+    """Return the topics of all messages, each with its heading and a case for each of its messages."""
+    found: dict[str, tuple[str, dict[str, MessageCase]]] = {}
+    for heading, cases in CASES.items():
         for case in cases:
-            by_message.setdefault(case.message, case)
-        rows += [f"| {_code(message)} | {' | '.join(_change(case))} |" for message, case in by_message.items()]
-        parts.append("\n".join(rows))
-    return "\n" + "\n\n".join(parts) + "\n\n"
+            found.setdefault(topic_of(case.message), (heading, {}))[1].setdefault(case.message, case)
+    return {topic: (heading, list(by_message.values())) for topic, (heading, by_message) in found.items()}
+
+
+def messages_tables() -> str:
+    """Return a table for each kind of input, with each message and an example of what follows its advice.
+
+    The first message of each topic has an anchor.
+    """
+    by_heading: dict[str, list[str]] = {}
+    for topic, (heading, cases) in cases_by_topic().items():
+        rows = by_heading.setdefault(
+            heading, [f"## {heading}", "", "| message | instead of | write |", "|---|---|---|"]
+        )
+        for number, case in enumerate(cases):
+            cells = (_code(case.message, anchor="" if number else topic), *map(_code, change_of(case)))
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n" + "\n\n".join("\n".join(rows) for rows in by_heading.values()) + "\n\n"
+
+
+def change_of(case: MessageCase) -> tuple[str, str]:
+    """Return what is wrong in the example of a message, and what is right; empty if one of them is too long."""
+    change = _change(case)
+    return ("", "") if any(len(text) > MAX_SHOWN_CHARS for text in change) else change
 
 
 def _change(case: MessageCase) -> tuple[str, str]:
-    """Return what is wrong in the example of a message, and what is right."""
     if case.new_args:
-        return _code(case.args), _code(case.new_args)
+        return case.args.strip(), case.new_args.strip()
     for name, content in case.new_files.items():
         before = case.files.get(name, b"")
         if isinstance(before, str) and isinstance(content, str):
-            return _code(before), _code(content)
+            return before.strip(), content.strip()
     return "", ""
 
 
-def _code(text: str) -> str:
-    """Return text as code in a cell of a table; empty if it is too long for one, except a message."""
-    is_message = "; " in text
-    if len(text) > MAX_SHOWN_CHARS and not is_message:
-        return ""
+def _code(text: str, *, anchor: str = "") -> str:
+    """Return text as code in a cell of a table, with an anchor if one is given."""
     escaped = html.escape(text.strip().replace(ANY, "…"), quote=False).replace("|", "&#124;")
-    return f"<code>{'<br>'.join(escaped.splitlines())}</code>" if escaped else ""
+    opening = f'<code id="{anchor}">' if anchor else "<code>"
+    return f"{opening}{'<br>'.join(escaped.splitlines())}</code>" if escaped else ""

@@ -20,11 +20,14 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from krea_batch.cli.ui.formatting import printable, say
+
+if TYPE_CHECKING:
+    from krea_batch.errors import KreaBatchError
 
 COMMANDS = {
     "run": "Generate an image for each prompt.",
@@ -47,6 +50,7 @@ COMMANDS = {
     "dashboard": "Print a Grafana dashboard.",
     "init": "Write a settings file and a first job file.",
     "doctor": "Diagnose problems before a run.",
+    "explain": "Explain an error message or a symptom.",
     "completion": "Print a shell completion script.",
 }
 """The commands, with their lines in `krea-batch --help`."""
@@ -99,7 +103,8 @@ class _LazyGroup(click.Group):
         except click.ClickException as error:
             if isinstance(error, click.NoSuchOption):
                 _add_hint(error)
-            error.message = printable(error.message)  # type: ignore[misc]  # Final only for type checkers
+            lines = _explained(printable(error.message))
+            error.message = "\n".join(lines)  # type: ignore[misc]  # Final only for type checkers
             raise
 
     def resolve_command(
@@ -109,6 +114,13 @@ class _LazyGroup(click.Group):
         if args[0] not in COMMANDS and close_matches and not args[0].startswith("-"):
             ctx.fail(f"No such command {args[0]!r}. Did you mean {close_matches[0]!r}?")
         return super().resolve_command(ctx, args)
+
+
+def _explained(message: str) -> list[str]:
+    """Return an error message, and the command that explains it if one does."""
+    from krea_batch.cli.ui.explanations import further_reading
+
+    return [message, *further_reading([message])]
 
 
 def _add_hint(error: click.NoSuchOption) -> None:
@@ -165,8 +177,18 @@ def main() -> None:
     except InternalError:
         raise
     except KreaBatchError as error:
-        say(f"krea-batch: {error_text(error)}")
+        say_error(error)
         sys.exit(BAD_INPUT if isinstance(error, InputError) else STOPPED)
+
+
+def say_error(error: KreaBatchError) -> None:
+    """Print an error, and the command that explains it if one does."""
+    from krea_batch.cli.ui.explanations import further_reading, messages_of
+
+    text = error_text(error)
+    say(f"krea-batch: {text}")
+    for line in further_reading(messages_of(error, text)):
+        say(line)
 
 
 def restart_in_utf8_mode() -> None:
@@ -344,6 +366,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "dashboard": ("krea-batch dashboard > krea-batch.json",),
     "init": ("krea-batch init",),
     "doctor": ("krea-batch doctor --out runs",),
+    "explain": ("krea-batch explain", "krea-batch explain trailing-comma"),
     "completion": ('eval "$(krea-batch completion bash)"',),
 }
 

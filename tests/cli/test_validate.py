@@ -29,13 +29,17 @@ def test_valid_files(folder: Path) -> None:
 
 
 def test_every_invalid_line_is_listed(folder: Path) -> None:
-    """Each invalid line is printed on standard error as FILE:LINE, without a limit, and the exit code is 2."""
+    """Each invalid line is printed on standard error as FILE:LINE, without a limit, and the exit code is 2.
+
+    The last line names the command that explains them.
+    """
     (folder / "a.jsonl").write_text('{"promt": "x"}\n' * 300 + '{"prompt": "x"}\n')
     result = call("a.jsonl")
     assert result.exit_code == 2
     assert result.stdout == "1 valid job, 300 invalid lines in 1 file\n"
     assert result.stderr.splitlines() == [
-        f'a.jsonl:{number}: "promt" is not a field of a job; did you mean "prompt"?' for number in range(1, 301)
+        *(f'a.jsonl:{number}: "promt" is not a field of a job; did you mean "prompt"?' for number in range(1, 301)),
+        "For details: krea-batch explain not-field-job",
     ]
 
 
@@ -97,7 +101,7 @@ def test_missing_file(folder: Path) -> None:
     """A missing file is named, and the exit code is 2."""
     result = call("none.jsonl")
     assert result.exit_code == 2
-    assert result.stderr == "krea-batch: none.jsonl: there is no such file; check the path\n"
+    assert result.stderr.splitlines()[0] == "krea-batch: none.jsonl: there is no such file; check the path"
 
 
 def test_a_path_with_the_name_of_a_parameter(folder: Path) -> None:

@@ -17,6 +17,7 @@ import krea_batch
 import krea_batch.observability
 import krea_batch.testing
 from krea_batch.cli.app import COMMANDS, app
+from krea_batch.cli.ui.explanations import load_explanations
 from tests.docs.pages import PAGES, ROOT
 
 FETCHED_URL = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?([^\" >]+)|<link\b[^>]*\bhref=\"?([^\" >]+)")
@@ -95,3 +96,15 @@ def test_the_whole_command_line_is_there(site: Path) -> None:
         section = rest.partition("Usage:")[0]
         options = [option for param in command.params if isinstance(param, click.Option) for option in param.opts]
         assert [option for option in options if option not in section] == []
+
+
+def test_every_explanation_has_its_place(site: Path) -> None:
+    """Each page and anchor that an error or `krea-batch explain` names exists."""
+    pages = {explanation.page for explanation in load_explanations().values()}
+    assert {page.partition("#")[0] for page in pages} == {"troubleshooting.html", "reference/messages.html"}
+    anchors = {
+        f"{name}#{anchor}"
+        for name in ("troubleshooting.html", "reference/messages.html")
+        for anchor in re.findall(r'id="?([^" >]+)', (site / name).read_text("utf-8"))
+    }
+    assert pages - anchors == set()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from krea_batch.cli.app import BAD_INPUT, OK, error_text
+from krea_batch.cli.app import BAD_INPUT, OK, say_error
 from krea_batch.cli.options.headings import GroupedCommand
 from krea_batch.cli.options.input_options import add_input_options, expansion_notices
 from krea_batch.cli.options.selection_options import open_job_files
@@ -28,6 +28,7 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
 
     Invalid lines are listed as "FILE:LINE: problem; hint". The exit code is 0 if all rows are valid, else 2.
     """
+    from krea_batch.cli.ui.explanations import further_reading
     from krea_batch.errors import InputError
 
     try:
@@ -39,12 +40,15 @@ def validate(jobs: tuple[str, ...], *, as_json: bool, quiet: bool, **options: An
             notices = files.notices()
             no_jobs_error = files.no_jobs_error()
     except InputError as error:
-        say(f"krea-batch: {error_text(error)}")
+        say_error(error)
         sys.exit(BAD_INPUT)
+    if not quiet:
+        for line in further_reading(map(str, checked.problems)):
+            say(line)
     for notice in () if quiet else (*notices, *map(str, checked.notes), *expansion_notices(checked)):
         say(notice)
     if not checked.jobs and not checked.bad_lines:
-        say(f"krea-batch: {no_jobs_error}")
+        say_error(no_jobs_error)
     if as_json:
         show_json(_as_json(checked))
     elif not quiet:

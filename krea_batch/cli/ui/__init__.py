@@ -12,4 +12,5 @@ bench_runner     a benchmark, from its question to its table
 diagnostics      the checks of `krea-batch doctor`
 formatting       numbers, durations and sizes in words
 optional_deps    errors that name the extra to install
+explanations     what `krea-batch explain` prints, and which errors it explains
 """

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from krea_batch.cli.app import INTERRUPTED, OK, SOME_FAILED, STOPPED, error_text
+from krea_batch.cli.app import INTERRUPTED, OK, SOME_FAILED, STOPPED, say_error
 from krea_batch.cli.options.input_options import expansion_notices
 from krea_batch.cli.options.logging_options import serve_metrics
 from krea_batch.cli.options.run_options import given_settings
@@ -44,6 +44,7 @@ from krea_batch.ledger.paging import iter_rows
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import CheckResult, JobFiles
 from krea_batch.sources.moved_rows import RecordedJobs
+from krea_batch.storage.os_errors import next_step
 from krea_batch.storage.outputs import open_for_append
 from krea_batch.storage.run_dir import (
     DUPLICATES,
@@ -181,7 +182,7 @@ def check_state_file(path: Path) -> None:
     try:
         os.close(open_for_append(path, is_own_line, "state file"))
     except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror})", "check the path") from None
+        raise InputError(f"cannot write {path} ({error.strerror})", next_step(error)) from None
 
 
 class RunSession:
@@ -328,7 +329,7 @@ class RunSession:
         elif not self._quiet:
             show(*summary.lines())
         elif summary.problem:
-            say(f"krea-batch: {error_text(summary.problem)}")
+            say_error(summary.problem)
 
     def _exit_code(self, summary: RunSummary) -> int:
         if self._interrupts:

@@ -9,6 +9,7 @@ import msgspec
 import orjson
 
 from krea_batch.cli.app import error_text
+from krea_batch.cli.ui.explanations import further_reading
 from krea_batch.cli.ui.formatting import format_bytes, format_duration, pluralize, printable
 from krea_batch.errors import KreaBatchError
 from krea_batch.jobs import State
@@ -119,7 +120,8 @@ class RunSummary(msgspec.Struct, frozen=True):
         lines.append(f"images:   {self.sink or self.totals.out / IMAGES}")
         lines.append(f"results:  {self.totals.out / RESULTS}")
         if self.problem:
-            lines.append(f"stopped early: {error_text(self.problem)}")
+            reason = error_text(self.problem)
+            lines += [f"stopped early: {reason}", *further_reading([reason])]
         return lines
 
     def as_json(self) -> str:
