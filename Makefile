@@ -17,7 +17,7 @@ GENERATED := docs/reference/command-line.md docs/reference/settings.md docs/refe
 .PHONY: demo test check generate docs bench simtest crashtest clean
 
 demo: $(VENV)/.demo
-	$(BIN)/krea-batch run sample_jobs/first.jsonl --out $(OUT) --simulate --time-scale 4
+	$(BIN)/krea-batch demo $(OUT)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(WORKERS)

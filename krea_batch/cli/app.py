@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from krea_batch.errors import KreaBatchError
 
 COMMANDS = {
+    "demo": "Generate ten simulated images. Free, and without a key.",
     "run": "Generate an image for each prompt.",
     "worker": "Work on the jobs of a run together with other processes.",
     "validate": "Check job files. Nothing is sent.",
@@ -73,8 +74,28 @@ class _Text(click.types.StringParamType):
         return text
 
 
+OVERVIEW = """\
+krea-batch turns files of prompts into PNGs through the Krea 2 Large API.
+No image is paid for twice, and no paid image is lost.
+
+Try it now, without a key and free of charge:
+  krea-batch demo                                      ten simulated images, on one sheet
+  krea-batch init                                      write a first job file, jobs.jsonl
+  krea-batch run jobs.jsonl --out out --simulate       generate its images
+
+All commands: krea-batch --help        One command: krea-batch run --help
+An error:     krea-batch explain       Your setup:  krea-batch doctor"""
+
+
 class _LazyGroup(click.Group):
     """Imports the module of a command when the command is used."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            error = click.exceptions.NoArgsIsHelpError(ctx)  # on standard error, with exit code 2
+            error.message = OVERVIEW  # type: ignore[misc]  # Final only for type checkers
+            raise error
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -364,6 +385,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "krea-batch bench --gateway https://gateway.pixazo.ai --rates 2/s --jobs 20 --price 0.05",
     ),
     "dashboard": ("krea-batch dashboard > krea-batch.json",),
+    "demo": ("krea-batch demo", "krea-batch demo runs/demo"),
     "init": ("krea-batch init",),
     "doctor": ("krea-batch doctor --out runs",),
     "explain": ("krea-batch explain", "krea-batch explain trailing-comma"),

@@ -4,5 +4,6 @@ server      the page on this machine, updated by server-sent events
 report      the page as one file, with thumbnails and charts
 thumbnails  small images, made in threads
 charts      the run's charts, as SVG
+contact_sheet  small images side by side in one JPEG
 page/       template, style sheet and script; the page loads nothing from other hosts
 """

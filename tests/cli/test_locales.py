@@ -66,6 +66,7 @@ COMMAND_LINES: dict[str, list[tuple[int, list[str]]]] = {
     "recover": [(0, ["recover", OUT])],
     "schema": [(0, ["schema"])],
     "dashboard": [(0, ["dashboard"])],
+    "demo": [(0, ["demo", "läufe/demo"])],
     "explain": [(0, ["explain"]), (0, ["explain", "seed"]), (2, ["explain", "狐"])],
     "init": [(0, ["init"])],
     "doctor": [(2, ["doctor", "--out", "läufe", "--gateway", "http://127.0.0.1:9"])],

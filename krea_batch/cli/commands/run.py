@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from krea_batch.cli.app import BAD_INPUT
+from krea_batch.cli.app import BAD_INPUT, OK
 from krea_batch.cli.commands.plan import show_plan
 from krea_batch.cli.options.headings import GroupedCommand
 from krea_batch.cli.options.input_options import add_input_options
@@ -42,6 +42,11 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     All files are checked before anything is charged. Ctrl-C stops submitting and waits for the jobs in flight; a
     second Ctrl-C stops immediately. Run the same command again to resume.
     """
+    sys.exit(run_jobs(jobs, options))
+
+
+def run_jobs(jobs: tuple[str, ...], options: dict[str, Any]) -> int:
+    """Run job files with the options of the command. Return the exit code."""
     from krea_batch.cli.options.logging_options import configure_logging
     from krea_batch.cli.ui.forecast_output import confirm_charges, show_forecast
     from krea_batch.cli.ui.prompt_syntax_notices import confirm_syntax
@@ -54,7 +59,7 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     if options["dry_run"]:
         settings = Settings.from_options(options["out"], **given_settings(options))
         show_plan(jobs, options, out=options["out"], as_json=options["as_json"], settings=settings)
-        return
+        return OK
     settings, key = settings_and_key(options)
     configure_logging(
         verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"], out=options["out"]
@@ -63,10 +68,10 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
     with open_job_files(jobs, options, skip_invalid=options["skip_invalid"]) as files:
         checked = check_jobs(files, settings, skip_invalid=options["skip_invalid"], quiet=options["quiet"])
         if not confirm_syntax(checked, options):
-            sys.exit(BAD_INPUT)
+            return BAD_INPUT
         require_references(files, settings)
         forecast = show_forecast(checked, settings, options)
         if not confirm_charges(forecast, options):
-            sys.exit(BAD_INPUT)
+            return BAD_INPUT
         session = RunSession(settings, key, files, checked, options, forecast=forecast)
-        sys.exit(run_event_loop(session.run))
+        return run_event_loop(session.run)

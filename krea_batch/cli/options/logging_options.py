@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from krea_batch.cli.ui.formatting import printable, printable_json, say
+from krea_batch.cli.ui.optional_deps import install_command
 from krea_batch.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def serve_metrics(listen: str, stack: ExitStack, *, quiet: bool) -> MetricsListe
     except ModuleNotFoundError as error:
         if error.name != "prometheus_client":
             raise
-        hint = "pip install 'krea-batch[metrics]'"
+        hint = f"run: {install_command('metrics')}"
         raise SettingsError("metrics_port", "prometheus_client is not installed", hint) from None
     # Otherwise each counter has a second series with its creation time.
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]

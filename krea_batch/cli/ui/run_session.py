@@ -20,6 +20,7 @@ from krea_batch.cli.options.logging_options import serve_metrics
 from krea_batch.cli.options.run_options import given_settings
 from krea_batch.cli.ui.check_progress import CheckProgress
 from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
+from krea_batch.cli.ui.optional_deps import require_simulator_extra
 from krea_batch.cli.ui.progress import INTERRUPT_REASON, EventAnnouncer, make_display, refresh_until_cancelled
 from krea_batch.cli.ui.run_status import EndedJobs, EngineStatusReader, RecentErrors, SharedStatusReader
 from krea_batch.cli.ui.summary import RunSummary, RunTotals
@@ -156,8 +157,10 @@ def _recorded_jobs(store: LedgerReader) -> RecordedJobs:
 async def start_simulator(stack: AsyncExitStack, out: Path, *, time_scale: float = 1.0) -> str:
     """Start the simulator on this event loop, and return its URL. It keeps its jobs in the run directory.
 
-    Raises SettingsError if it cannot start, and RunDirError if the run directory cannot be created.
+    Raises InputError if Pillow is missing, SettingsError if the simulator cannot start, and RunDirError if the run
+    directory cannot be created.
     """
+    require_simulator_extra()
     from krea_batch.testing.simulator import Simulator, SimulatorError, SimulatorSettings
 
     try:

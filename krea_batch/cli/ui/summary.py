@@ -44,7 +44,7 @@ class RunTotals(msgspec.Struct, frozen=True):
     def all_succeeded(self) -> bool:
         return self.counts.get(State.SUCCEEDED, 0) == self.total
 
-    def lines(self) -> list[str]:
+    def lines(self, *, simulated: bool = False) -> list[str]:
         """Return a line for each state that any job is in, then the charges."""
         width = max((len(f"{count:,}") for count in self.counts.values()), default=1)
         rows = [
@@ -52,7 +52,8 @@ class RunTotals(msgspec.Struct, frozen=True):
         ]
         charges = self.charges
         known = f"{charges.charged:,} charged, {charges.refunded:,} refunded (ERROR)"
-        rows.append(f"  charges: {known}, {charges.unknown:,} unknown (ambiguous)")
+        label = "charges of the simulator" if simulated else "charges"
+        rows.append(f"  {label}: {known}, {charges.unknown:,} unknown (ambiguous)")
         if charges.server_errors:
             submits = pluralize(charges.server_errors, "submit")
             rows.append(f"           {submits} answered with 500 or 503 (--count-server-errors counts them)")
@@ -108,7 +109,7 @@ class RunSummary(msgspec.Struct, frozen=True):
         heading = f"{pluralize(self.totals.total, 'job')} in {took}" + (
             " (simulated, no cost)" if self.simulated else ""
         )
-        lines = [heading, *self.totals.lines()]
+        lines = [heading, *self.totals.lines(simulated=self.simulated)]
         if self.found_limit:
             lines.append(f"  limit of the gateway: about {self.found_limit}")
         if self.not_started:
