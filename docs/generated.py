@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import re
 from typing import get_args
 
 import click
@@ -21,6 +22,7 @@ from tests.messages.message_case import ANY, MessageCase
 
 WIDTH = 100
 MAX_SHOWN_CHARS = 90  # chosen: longer ones make a table that is hard to read
+_MARKDOWN = re.compile(r"[\\*`|]|__+")  # has a meaning in Markdown, and in HTML within it, too
 CHARGED = {True: "yes", False: "no", None: "unknown"}
 
 
@@ -122,7 +124,8 @@ def _change(case: MessageCase) -> tuple[str, str]:
 
 
 def _code(text: str, *, anchor: str = "") -> str:
-    """Return text as code in a cell of a table, with an anchor if one is given."""
-    escaped = html.escape(text.strip().replace(ANY, "…"), quote=False).replace("|", "&#124;")
-    opening = f'<code id="{anchor}">' if anchor else "<code>"
+    """Return text as code in a cell of a table, with an anchor if one is given. Its lines may be broken."""
+    escaped = html.escape(text.strip().replace(ANY, "…"), quote=False)
+    escaped = _MARKDOWN.sub(lambda match: "".join(f"&#{ord(char)};" for char in match[0]), escaped)
+    opening = f'<code class="sentence" id="{anchor}">' if anchor else '<code class="sentence">'
     return f"{opening}{'<br>'.join(escaped.splitlines())}</code>" if escaped else ""

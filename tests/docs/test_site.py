@@ -6,12 +6,14 @@ import html
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
+from playwright.sync_api import sync_playwright
 
 import krea_batch
 import krea_batch.observability
@@ -19,6 +21,10 @@ import krea_batch.testing
 from krea_batch.cli.app import COMMANDS, app
 from krea_batch.cli.ui.explanations import load_explanations
 from tests.docs.pages import PAGES, ROOT
+from tests.gallery.conftest import BROWSER_ARGUMENTS, BROWSER_NAMES
+from tests.messages.all_cases import CASES
+from tests.messages.message_case import ANY
+from tests.processes import PROCESS_TIMEOUT_S
 
 FETCHED_URL = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?([^\" >]+)|<link\b[^>]*\bhref=\"?([^\" >]+)")
 FETCHED_BY_STYLES_URL = re.compile(r"url\(\"?([^\")]+)|@import \"?([^\";]+)")
@@ -108,3 +114,35 @@ def test_every_explanation_has_its_place(site: Path) -> None:
         for anchor in re.findall(r'id="?([^" >]+)', (site / name).read_text("utf-8"))
     }
     assert pages - anchors == set()
+
+
+def test_every_message_is_there_word_for_word(site: Path) -> None:
+    """The page of messages shows each of them as it is printed: nothing in it was read as Markdown."""
+    page = (site / "reference/messages.html").read_text("utf-8")
+    shown = {
+        html.unescape(code.replace("<br>", "\n"))
+        for code in re.findall(r"<code class=\"?sentence\"?[^>]*>(.*?)</code>", page)
+    }
+    messages = {case.message.replace(ANY, "…") for cases in CASES.values() for case in cases}
+    assert messages - shown == set()
+
+
+@pytest.mark.slow
+def test_the_search_works_from_disk(site: Path) -> None:
+    """In a browser that has opened a file, the search finds a page and leads there, without a request."""
+    executable = next(filter(None, map(shutil.which, BROWSER_NAMES)), None)
+    assert executable, f"this test needs a browser ({', '.join(BROWSER_NAMES)}); apt-get install chromium"
+    requests: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=BROWSER_ARGUMENTS)
+        page = browser.new_page()
+        page.set_default_timeout(PROCESS_TIMEOUT_S * 1000)
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((site / "index.html").as_uri())
+        page.get_by_label("Search", exact=True).first.click(force=True)
+        page.keyboard.type("charged twice ambiguous")
+        page.locator(".md-search-result__link[href*='money.html']").first.click()
+        page.wait_for_url("**/money.html*")
+        assert page.title().startswith("Questions about money")
+        browser.close()
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
