@@ -492,7 +492,8 @@ def _find_key(given: str | ApiKey | None) -> ApiKey:
         return given
     text = given or os.environ.get(KEY_VARIABLE, "")
     if not text:
-        raise SettingsError("api_key", "no API key", f"set {KEY_VARIABLE} or pass api_key=…")
+        hint = f"set {KEY_VARIABLE} or pass api_key=…; the gateway of krea_batch.testing.simulator takes any key"
+        raise SettingsError("api_key", "no API key", hint)
     return ApiKey(text)
 
 
