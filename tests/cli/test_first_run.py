@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from krea_batch.cli.ui.optional_deps import install_command
 from krea_batch.errors import InputError
 from krea_batch.gallery.contact_sheet import WIDTH_PX, write_contact_sheet
 from krea_batch.testing.scripted_gateway import make_png
-from tests.processes import result_rows, run_command
+from tests.processes import PROCESS_TIMEOUT_S, clean_environment, result_rows, run_command
 from tests.test_readme import make_ambiguous, offline_options
 
 MAX_LINES = 10
@@ -65,6 +66,22 @@ class TestDemo:
         again = run_command("demo", cwd=tmp_path, key="")
         assert again.returncode == 0, again.stderr
         assert result_rows(tmp_path / "krea-batch-demo") == rows
+
+    def test_the_next_commands_run(self, tmp_path: Path) -> None:
+        """The command for the user's own prompt runs as printed, also where the shell does not find `krea-batch`."""
+        for n, path in enumerate(("/usr/bin:/bin", f"{Path(sys.executable).parent}:/usr/bin:/bin")):
+            done = run_command("demo", f"demo-{n}", cwd=tmp_path, key="", PATH=path)
+            (printed,) = [line for line in done.stdout.splitlines() if line.startswith("your own prompt: ")]
+            command = printed.partition(":")[2].strip().replace(" --out out", f" --out out-{n}")
+            ran = subprocess.run(
+                ["sh", "-c", f"{command} --time-scale 100 --poll-interval 0.1"],
+                cwd=tmp_path,
+                env=clean_environment(PATH=path),
+                capture_output=True,
+                text=True,
+                timeout=PROCESS_TIMEOUT_S,
+            )
+            assert ran.returncode == 0, ran.stderr
 
     def test_a_run_of_others(self, tmp_path: Path) -> None:
         """In the directory of another run, nothing is started."""

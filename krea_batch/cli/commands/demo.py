@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def demo(out: Path) -> None:
             write_contact_sheet([image.path for image in run_images.images()], sheet)
     except OSError as error:
         raise unwritable_output(sheet, error) from None
-    view = f"krea-batch view {shlex.quote(str(out))}"
+    command = _command_in_this_shell()
+    view = f"{command} view {shlex.quote(str(out))}"
     if not has_gallery_extra():
         view = f"{install_command('gallery')} && {view}"
     show(
@@ -52,8 +54,16 @@ def demo(out: Path) -> None:
         "The simulator drew these images. Nothing was sent to the API, and nothing was charged.",
         f"all on one sheet:   {sheet}",
         f"in your browser:    {view}",
-        "your own prompt:    krea-batch run --prompt 'a red kite' --out out --simulate",
+        f"your own prompt:    {command} run --prompt 'a red kite' --out out --simulate",
     )
+
+
+def _command_in_this_shell() -> str:
+    """Return how to call krea-batch here: by its name, or as it was called, if the shell does not find the name."""
+    if shutil.which("krea-batch"):
+        return "krea-batch"
+    called = Path(sys.argv[0])
+    return f"{shlex.quote(sys.executable)} -m krea_batch" if called.stem == "__main__" else shlex.quote(str(called))
 
 
 def _require_no_other_run(out: Path) -> None:
