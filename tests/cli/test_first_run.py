@@ -67,6 +67,14 @@ class TestDemo:
         assert again.returncode == 0, again.stderr
         assert result_rows(tmp_path / "krea-batch-demo") == rows
 
+    def test_settings_of_other_runs(self, tmp_path: Path) -> None:
+        """Settings of real runs do not apply: neither the environment nor the file limits or redirects the demo."""
+        (tmp_path / "krea-batch.toml").write_text('rate = "1/h"\n')
+        sink = {"KREA_BATCH_SINK": "s3://someone/else", "KREA_BATCH_MAX_CHARGES": "1"}
+        done = run_command("demo", cwd=tmp_path, key="", **sink)
+        assert done.returncode == 0, done.stderr
+        assert len(list((tmp_path / "krea-batch-demo" / "images").iterdir())) == 10
+
     def test_the_next_commands_run(self, tmp_path: Path) -> None:
         """The command for the user's own prompt runs as printed, also where the shell does not find `krea-batch`."""
         for n, path in enumerate(("/usr/bin:/bin", f"{Path(sys.executable).parent}:/usr/bin:/bin")):

@@ -34,8 +34,9 @@ def demo(out: Path) -> None:
     from krea_batch.gallery.contact_sheet import write_contact_sheet
     from krea_batch.maintenance.export.run_images import RunImages
 
+    # Neither the environment nor krea-batch.toml applies: a --sink of real runs would get these images.
     options = ["--out", str(out), "--simulate", *FAST]
-    with run.make_context("run", [str(JOB_FILE), *options]) as context:
+    with run.make_context("run", [str(JOB_FILE), *options], auto_envvar_prefix=None) as context:
         exit_code = run_jobs(context.params.pop("jobs"), context.params)
     if exit_code != OK:
         sys.exit(exit_code)
