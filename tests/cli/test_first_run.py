@@ -17,7 +17,7 @@ from krea_batch.cli.commands.demo import CONTACT_SHEET
 from krea_batch.cli.ui.optional_deps import install_command
 from krea_batch.errors import InputError
 from krea_batch.gallery.contact_sheet import WIDTH_PX, write_contact_sheet
-from krea_batch.testing.scripted_gateway import make_png
+from krea_batch.testing import make_png
 from tests.processes import PROCESS_TIMEOUT_S, clean_environment, result_rows, run_command
 from tests.test_readme import make_ambiguous, offline_options
 
@@ -70,8 +70,9 @@ class TestDemo:
     def test_settings_of_other_runs(self, tmp_path: Path) -> None:
         """Settings of real runs do not apply: neither the environment nor the file limits or redirects the demo."""
         (tmp_path / "krea-batch.toml").write_text('rate = "1/h"\n')
-        sink = {"KREA_BATCH_SINK": "s3://someone/else", "KREA_BATCH_MAX_CHARGES": "1"}
-        done = run_command("demo", cwd=tmp_path, key="", **sink)
+        done = run_command(
+            "demo", cwd=tmp_path, key="", KREA_BATCH_SINK="s3://someone/else", KREA_BATCH_MAX_CHARGES="1"
+        )
         assert done.returncode == 0, done.stderr
         assert len(list((tmp_path / "krea-batch-demo" / "images").iterdir())) == 10
 
