@@ -13,11 +13,13 @@ import zlib
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNK_BYTES = 2**31 - 1  # PNG specification, 5.3
 _CHUNK_HEADER = struct.Struct(">I4s")
+_CRC = struct.Struct(">I")
+_SIZE = struct.Struct(">II")
 
 
 def make_chunk(chunk_type: bytes, body: bytes) -> bytes:
     """Return a chunk with its length and checksum."""
-    return _CHUNK_HEADER.pack(len(body), chunk_type) + body + struct.pack(">I", zlib.crc32(chunk_type + body))
+    return _CHUNK_HEADER.pack(len(body), chunk_type) + body + _CRC.pack(zlib.crc32(chunk_type + body))
 
 
 class ImageError(ValueError):
@@ -65,10 +67,10 @@ class PngValidator:
         view = memoryview(self._buffered + data if self._buffered else data)
         offset = 0
         while offset < len(view):
-            used = self._consume(view[offset:])
-            if used == 0:
+            end = self._consume(view, offset)
+            if end == offset:
                 break
-            offset += used
+            offset = end
         self._buffered = bytes(view[offset:])
 
     def finish(self) -> None:
@@ -78,18 +80,18 @@ class PngValidator:
         if self.surplus_bytes:
             raise PngError("unexpected bytes after the end of the image")
 
-    def _consume(self, view: memoryview) -> int:
-        """Check a signature, chunk header, part of a body or checksum, and return its bytes; 0: more are needed."""
+    def _consume(self, view: memoryview, offset: int) -> int:
+        """Check a signature, a chunk or a part of one. Return where it ends, or `offset` if more bytes are needed."""
         if self._ended:
-            self.surplus_bytes += len(view)
+            self.surplus_bytes += len(view) - offset
             return len(view)
         if not self._started:
             return self._read_signature(view)
         if not self._kind:
-            return self._read_chunk_header(view)
+            return self._read_chunk(view, offset)
         if self._body_left:
-            return self._read_chunk_body(view)
-        return self._check_crc(view)
+            return self._read_chunk_body(view, offset)
+        return self._check_crc(view, offset)
 
     def _read_signature(self, view: memoryview) -> int:
         if bytes(view[:8]) != SIGNATURE[: len(view)]:
@@ -99,37 +101,45 @@ class PngValidator:
         self._started = True
         return 8
 
-    def _read_chunk_header(self, view: memoryview) -> int:
-        if len(view) < 8:
-            return 0
-        length, kind = _CHUNK_HEADER.unpack_from(view)
+    def _read_chunk(self, view: memoryview, offset: int) -> int:
+        """Check the header of a chunk, and with it the rest of the chunk if it is complete, as most are."""
+        body = offset + 8
+        if len(view) < body:
+            return offset
+        length, kind = _CHUNK_HEADER.unpack_from(view, offset)
         if length > MAX_CHUNK_BYTES or not kind.isalpha():
             raise PngError(f"invalid chunk {kind!r} of {length} bytes")
         if (kind == b"IHDR") != (self.width == 0) or (kind == b"IHDR" and length != 13):
             raise PngError("the first chunk, and no other, must be an IHDR of 13 bytes")
         if kind == b"IEND" and (length or not self._seen_data):
             raise PngError("IEND is too early or has data")
-        self._kind, self._body_left, self._crc = kind, length, zlib.crc32(kind)
+        self._kind = kind
         self._seen_data = self._seen_data or kind == b"IDAT"
-        return 8
+        end = body + length
+        if len(view) < end + 4 or kind == b"IHDR":
+            self._body_left, self._crc = length, zlib.crc32(kind)
+            return body
+        self._crc = zlib.crc32(view[offset + 4 : end])  # of type and body
+        return self._check_crc(view, end)
 
-    def _read_chunk_body(self, view: memoryview) -> int:
+    def _read_chunk_body(self, view: memoryview, offset: int) -> int:
         if self._kind == b"IHDR":
-            if len(view) < 13:
-                return 0
-            self.width, self.height = struct.unpack_from(">II", view)
+            if len(view) < offset + 13:
+                return offset
+            self.width, self.height = _SIZE.unpack_from(view, offset)
             if not (0 < self.width <= MAX_CHUNK_BYTES and 0 < self.height <= MAX_CHUNK_BYTES):
                 raise PngError(f"invalid size: {self.width} by {self.height} pixels")
-        used = min(len(view), self._body_left)
-        self._crc = zlib.crc32(view[:used], self._crc)
-        self._body_left -= used
-        return used
+        end = min(len(view), offset + self._body_left)
+        self._crc = zlib.crc32(view[offset:end], self._crc)
+        self._body_left -= end - offset
+        return end
 
-    def _check_crc(self, view: memoryview) -> int:
-        if len(view) < 4:
-            return 0
-        if int.from_bytes(view[:4]) != self._crc:
+    def _check_crc(self, view: memoryview, offset: int) -> int:
+        if len(view) < offset + 4:
+            return offset
+        (crc,) = _CRC.unpack_from(view, offset)
+        if crc != self._crc:
             raise PngError(f"wrong checksum of the {self._kind.decode()} chunk")
         self._ended = self._kind == b"IEND"
         self._kind = b""
-        return 4
+        return offset + 4
