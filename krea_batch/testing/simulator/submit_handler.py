@@ -54,9 +54,11 @@ class SubmitHandler:
             raw = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return self._refuse(error(413, "Payload Too Large", "The body is too large."), None)
-        body_hash = hashlib.blake2b(raw, digest_size=8).hexdigest()
-        accounting.received[body_hash] += 1
         body, problem = _read(raw, lenient=state.settings.lenient)
+        # Two programs that send the same body see the same faults, however they format its JSON.
+        content = raw if body is None else msgspec.json.encode(body)
+        body_hash = hashlib.blake2b(content, digest_size=8).hexdigest()
+        accounting.received[body_hash] += 1
         if refusal := self._check_request(request, problem):
             return self._refuse(refusal, body)
         if fault := state.fault_injector.first_fault(
