@@ -117,6 +117,12 @@ def clean_environment(**variables: str) -> dict[str, str]:
     return inherited | {"SSL_CERT_FILE": os.devnull} | variables
 
 
+def without_package(folder: Path, package: str) -> Path:
+    """Return a directory for PYTHONPATH with which a package seems not to be installed."""
+    (folder / "sitecustomize.py").write_text(f"import sys; sys.modules[{package!r}] = None\n")
+    return folder
+
+
 def run_command(
     *arguments: str | Path, cwd: Path, stdin: bytes | None = None, key: str = "test-key", **env: str
 ) -> subprocess.CompletedProcess[str]:

@@ -21,9 +21,10 @@ SHARED_MODULE_NAMES = {"__init__", "__main__", "conftest", "settings", "server"}
 IMPORTED_ONLY_IN: dict[str, set[str]] = {
     "aiohttp": {
         "krea_batch.gateway", "krea_batch.gallery.server", "krea_batch.testing.simulator",
-        "krea_batch.benchmark.baseline_scripts",
+        "krea_batch.benchmark.scripts.asyncio_tasks",
     },
-    "aiolimiter": {"krea_batch.pipeline", "krea_batch.benchmark.baseline_scripts"},
+    "aiolimiter": {"krea_batch.pipeline", "krea_batch.benchmark.scripts.asyncio_tasks"},
+    "celery": {"krea_batch.benchmark.scripts.celery_worker"},
     "obstore": {"krea_batch.storage.reference_store", "krea_batch.storage.sinks.object_store"},
     "opentelemetry": {"krea_batch.observability.traces"},
     "prometheus_client": {
@@ -32,8 +33,10 @@ IMPORTED_ONLY_IN: dict[str, set[str]] = {
     },
     "rich": {"krea_batch.cli", "krea_batch.benchmark.output"},
     "psycopg": {"krea_batch.ledger.postgres"},
+    "psutil": {"krea_batch.benchmark.process_tree"},
     "pytest": {"krea_batch.testing.fixtures"},
-    "ray": {"krea_batch.ray"},
+    "ray": {"krea_batch.ray", "krea_batch.benchmark.scripts.ray_stage"},
+    "requests": {"krea_batch.benchmark.scripts"},
     "sqlite3": {"krea_batch.ledger.sqlite", "krea_batch.sources.moved_rows"},
 }  # fmt: skip
 """Library, and the packages or modules that may import it; each of them does."""

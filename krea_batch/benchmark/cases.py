@@ -5,8 +5,6 @@ A `Case` is sent to a worker, which sends back `WorkerProgress` and then a `Case
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import msgspec
 
 from krea_batch.errors import SettingsError
@@ -14,19 +12,6 @@ from krea_batch.settings import Rate
 
 FIND_DURATION_S = 60.0  # chosen: a limit is found within seconds, and used for the rest of a minute
 MEASURE_DURATION_S = 10.0  # chosen: long enough for a steady rate, short enough for four cases
-MIN_SUBMIT_WINDOW_S = 30.0  # chosen: 32 threads would need eight minutes for the jobs of ten seconds at 400/s
-SLOWDOWN_LIMIT = 3.0  # chosen: a script that is three times slower than the limit is slow enough to stop measuring
-
-
-class Implementation(StrEnum):
-    """The program under measurement."""
-
-    ENGINE = "krea-batch"
-    THREADS = "threads + requests"
-    TASKS = "aiohttp + aiolimiter"
-
-
-BASELINES = (Implementation.THREADS, Implementation.TASKS)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +21,6 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     the engine's configured `rate`. A `limit`, in the syntax of `krea-batch simulate`, is one that it has to find.
     """
 
-    implementation: Implementation
     rate: str
     per_s: float
     jobs: int
@@ -57,13 +41,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """What distinguishes this case from others of its implementation."""
+        """What distinguishes this case from others."""
         return self.limit or self.rate
-
-    @property
-    def submit_window_s(self) -> float:
-        """How long a script may submit, in seconds. The engine has no such limit, and runs all jobs."""
-        return max(MIN_SUBMIT_WINDOW_S, SLOWDOWN_LIMIT * self.jobs / self.per_s)
 
 
 class CaseRecord(msgspec.Struct, kw_only=True, tag="record"):

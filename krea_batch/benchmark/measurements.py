@@ -12,7 +12,7 @@ from statistics import fmean
 
 import msgspec
 
-from krea_batch.benchmark.cases import Case, CaseRecord, Implementation
+from krea_batch.benchmark.cases import Case, CaseRecord
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -26,7 +26,6 @@ class Percentiles(msgspec.Struct, frozen=True):
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the report. None means not measured."""
 
-    implementation: Implementation
     rate: str
     limit: str = ""  # that the engine had to find
     limit_per_s: float
@@ -57,7 +56,6 @@ def case_result(case: Case, record: CaseRecord) -> CaseResult:
     accepted = len(record.accepted_at)
     per_s = rate_per_s(record.accepted_at)
     return CaseResult(
-        implementation=case.implementation,
         rate=case.rate,
         limit=case.limit,
         limit_per_s=case.per_s,

@@ -1,7 +1,4 @@
-"""The results of a benchmark, as a table for the terminal and as JSON.
-
-The event-loop lag is shown as p50/p99/max. The script with threads has no event loop.
-"""
+"""The results of a benchmark, as a table for the terminal and as JSON. The event-loop lag is shown as p50/p99/max."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import orjson
 
+from krea_batch.benchmark.comparison import ComparisonRow
 from krea_batch.benchmark.measurements import CaseResult
 from krea_batch.errors import InputError
 from krea_batch.storage.outputs import replacing_output
@@ -24,12 +22,16 @@ from krea_batch.storage.outputs import replacing_output
 if TYPE_CHECKING:
     from rich.table import Table
 
+COMPARISON_TITLES = (
+    "program", "of limit", "polls/job", "429s", "CPU ms/job", "images lost", "charged twice", "jobs left",
+)  # fmt: skip
+TABLE_WIDTH = 130  # columns of the table in a file or a pipe
 BENCH_JSON = "bench.json"
 BENCH_JSON_START = b'{\n  "krea_batch": '  # see `bench_report`
 PLOT_CREATOR = "krea-batch bench"  # in the metadata of each plot
 MARK_BYTES = 4096  # chosen: the metadata of an SVG is at its start
 COLUMN_TITLES = (
-    "implementation", "limit", "jobs", "accepted/s", "of limit", "429s/job", "polls/job", "lag s",
+    "limit", "jobs", "accepted/s", "of limit", "429s/job", "polls/job", "lag s",
     "CPU ms/job", "KiB/job", "loop lag ms",
 )  # fmt: skip
 
@@ -43,8 +45,8 @@ def result_table(rows: Sequence[CaseResult]) -> Table:
     for title in COLUMN_TITLES:
         table.add_column(
             title,
-            justify="left" if title == "implementation" else "right",
-            no_wrap=title in ("implementation", "limit"),
+            justify="left" if title == "limit" else "right",
+            no_wrap=title == "limit",
         )
     for row in rows:
         table.add_row(*cells(row))
@@ -56,7 +58,6 @@ def cells(row: CaseResult) -> list[str]:
     loop_lag = row.loop_lag_ms
     jobs = f"{row.accepted:,}" if row.accepted == row.jobs else f"{row.accepted:,} of {row.jobs:,}"
     return [
-        row.implementation.value,
         row.name,
         jobs,
         _number(row.accepted_per_s, ".1f"),
@@ -70,11 +71,53 @@ def cells(row: CaseResult) -> list[str]:
     ]
 
 
+def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
+    """Return a table with one row per program, to print with rich. The last three columns are after kills."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, header_style="bold", pad_edge=False)
+    for title in COMPARISON_TITLES:
+        table.add_column(title, justify="left" if title == "program" else "right", no_wrap=title == "program")
+    for row in rows:
+        table.add_row(*map(Text, comparison_cells(row)))  # a remark has brackets, which are no markup
+    return table
+
+
+def comparison_cells(row: ComparisonRow) -> list[str]:
+    """Return the cells of a program, in the order of `COMPARISON_TITLES`; a remark instead if it was not measured."""
+    name = f"{row.program} ({row.remark})" if row.remark else row.program.value
+    steady, killed = row.steady, row.killed
+    if steady is None or killed is None:
+        return [name, *["–"] * (len(COMPARISON_TITLES) - 1)]
+    return [
+        name,
+        _number(steady.limit_utilisation, ".3f"),
+        f"{steady.polls_per_job:.2f}",
+        f"{steady.rate_limited:,}",
+        f"{steady.cpu_ms_per_job:.1f}",
+        f"{killed.images_lost:,}",
+        f"{killed.charged_twice:,}",
+        f"{killed.jobs_left:,}",
+    ]
+
+
+def print_table(table: Table) -> None:
+    """Print a table on standard output."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, TABLE_WIDTH)
+    console.print(table)
+
+
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def bench_report(rows: Sequence[CaseResult], options: dict[str, Any], measured_at: datetime) -> dict[str, Any]:
+def bench_report(rows: Sequence[msgspec.Struct], options: dict[str, Any], measured_at: datetime) -> dict[str, Any]:
     """Return the content of bench.json: all results, with the time, the machine and the options."""
     return {
         "krea_batch": version("krea-batch"),

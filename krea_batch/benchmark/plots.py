@@ -7,12 +7,13 @@ viewer's own font.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from krea_batch.benchmark.cases import Implementation
+from krea_batch.benchmark.comparison import ENGINES, ComparisonRow, ProgramRun
 from krea_batch.benchmark.measurements import CaseResult
 from krea_batch.benchmark.output import PLOT_CREATOR, write_bench_file
 
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+COMPARISON_PLOT = "comparison.svg"
+COMPARISON_SIZE_IN = (10.0, 2.8)  # chosen: six narrow panels of seven bars
 SIZE_IN = (8.0, 4.5)  # chosen: 800 px wide at 100 dpi, where 10-point labels are readable
-COLOURS = {Implementation.ENGINE: "#1b6ca8", Implementation.THREADS: "#c8553d", Implementation.TASKS: "#8a6fb0"}
-IDEAL_COLOUR = "#888888"
-MARKERS = {Implementation.ENGINE: "o", Implementation.THREADS: "s", Implementation.TASKS: "^"}
+ENGINE_COLOUR, SCRIPT_COLOUR, IDEAL_COLOUR = "#1b6ca8", "#c8553d", "#888888"
 RC_PARAMS: dict[Any, Any] = {
     "svg.hashsalt": "krea-batch",
     "svg.fonttype": "none",
@@ -44,23 +45,70 @@ def write_plots(folder: Path, rows: Sequence[CaseResult]) -> list[Path]:
 
     Raises InputError if another file has the name of a plot, ImportError without matplotlib.
     """
+
+    def draw_with_legend(draw: Callable[[Figure, Sequence[CaseResult]], None], figure: Figure) -> None:
+        draw(figure, rows)
+        _shared_legend(figure)
+
+    return [_write_plot(folder / f"{name}.svg", partial(draw_with_legend, draw)) for name, draw in PLOTS.items()]
+
+
+def write_comparison_plot(folder: Path, rows: Sequence[ComparisonRow]) -> Path:
+    """Draw the plot of the comparison into the directory, and return its path. Raises as `write_plots` does."""
+    measured = [row for row in rows if row.steady and row.killed]
+    return _write_plot(folder / COMPARISON_PLOT, lambda figure: _comparison(figure, measured))
+
+
+def _write_plot(path: Path, draw: Callable[[Figure], None]) -> Path:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    written = []
     with mpl.rc_context():
         mpl.rcdefaults()  # a matplotlibrc of the working directory could have LaTeX run
         mpl.rcParams.update(RC_PARAMS)
-        for name, draw in PLOTS.items():
-            figure = Figure(figsize=SIZE_IN)
-            draw(figure, rows)
-            _shared_legend(figure)
-            path = folder / f"{name}.svg"
-            svg = BytesIO()
-            figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": PLOT_CREATOR})
-            write_bench_file(path, svg.getvalue())
-            written.append(path)
-    return written
+        figure = Figure(figsize=SIZE_IN)
+        draw(figure)
+        svg = BytesIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": PLOT_CREATOR})
+        write_bench_file(path, svg.getvalue())
+    return path
+
+
+def _comparison(figure: Figure, rows: Sequence[ComparisonRow]) -> None:
+    """Draw a panel of bars for each column of the table, with the value beside each bar."""
+    figure.set_size_inches(COMPARISON_SIZE_IN)
+    panels = figure.subplots(1, len(COMPARISON_PANELS), sharey=True)
+    names = [row.program.value for row in rows]
+    colours = [ENGINE_COLOUR if row.program in ENGINES else SCRIPT_COLOUR for row in rows]
+    for axes, (title, (value, form)) in zip(panels, COMPARISON_PANELS.items(), strict=True):
+        values = [value(row) for row in rows]
+        bars = axes.barh(names, values, color=colours, height=0.65)
+        axes.bar_label(bars, [format(each, form) for each in values], padding=3, fontsize=9)
+        axes.set_xlim(0, 1.35 * max([*values, 1e-9]))
+        axes.set_title(title)
+        axes.set_xticks([])
+        axes.grid(visible=False)
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    panels[0].invert_yaxis()  # the first program at the top
+
+
+def _steady(value: Callable[[ProgramRun], float | None]) -> Callable[[ComparisonRow], float]:
+    return lambda row: (row.steady and value(row.steady)) or 0.0
+
+
+def _killed(value: Callable[[ProgramRun], float]) -> Callable[[ComparisonRow], float]:
+    return lambda row: (row.killed and value(row.killed)) or 0.0
+
+
+COMPARISON_PANELS: dict[str, tuple[Callable[[ComparisonRow], float], str]] = {
+    "used of the limit": (_steady(lambda run: run.limit_utilisation), ".2f"),
+    "polls per job": (_steady(lambda run: run.polls_per_job), ".2f"),
+    "CPU ms per job": (_steady(lambda run: run.cpu_ms_per_job), ".1f"),
+    "images lost": (_killed(lambda run: run.images_lost), ".0f"),
+    "charged twice": (_killed(lambda run: run.charged_twice), ".0f"),
+    "jobs left": (_killed(lambda run: run.jobs_left), ".0f"),
+}
 
 
 def _throughput(figure: Figure, rows: Sequence[CaseResult]) -> None:
@@ -80,14 +128,14 @@ def _timeline(figure: Figure, rows: Sequence[CaseResult]) -> None:
     for position, (limit, results) in enumerate(panels, 1):
         axes = figure.add_subplot(panel_rows, columns, position)
         axes.axhline(limit, color=IDEAL_COLOUR, linestyle="--", label="limit")
-        for row in reversed(results):  # the engine last, so that it is drawn on top
+        for row in results:
             counts = row.accepted_each_second[:-1] or row.accepted_each_second  # the last second is incomplete
             axes.stairs(
                 counts,
                 baseline=None,
                 linewidth=1.5,
-                color=COLOURS[row.implementation],
-                label=row.implementation.value,
+                color=ENGINE_COLOUR,
+                label="krea-batch",
             )
         _label_axes(axes, f"limit {limit:g}/s", "seconds since the first accept", "accepted (submits/s)")
         _set_y_floor(axes)
@@ -114,12 +162,11 @@ def _cost(figure: Figure, rows: Sequence[CaseResult]) -> None:
 
 def _loop_lag(figure: Figure, rows: Sequence[CaseResult]) -> None:
     axes = figure.subplots()
-    engine = sorted((row for row in rows if row.implementation is Implementation.ENGINE), key=_limit)
-    lags = [(row.limit_per_s, row.loop_lag_ms) for row in engine if row.loop_lag_ms]
+    lags = [(row.limit_per_s, row.loop_lag_ms) for row in sorted(rows, key=_limit) if row.loop_lag_ms]
     limits = [limit for limit, _ in lags]
     for name, style in (("max", ":"), ("p99", "--"), ("p50", "-")):  # as the lines are from top to bottom
         values_ms = [getattr(lag, name) for _, lag in lags]
-        axes.plot(limits, values_ms, linestyle=style, marker="o", color=COLOURS[Implementation.ENGINE], label=name)
+        axes.plot(limits, values_ms, linestyle=style, marker="o", color=ENGINE_COLOUR, label=name)
     _label_axes(axes, "Event-loop lag", "limit (submits/s)", "lag (ms)")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
@@ -140,26 +187,18 @@ def _panel(
     axes: Axes, rows: Sequence[CaseResult], value: Callable[[CaseResult], float | None], title: str, y: str
 ) -> None:
     """Draw one value of the rows against the limits."""
-    _lines(axes, rows, value)
+    _line(axes, rows, value)
     _label_axes(axes, title, "limit (submits/s)", y)
     _set_limit_ticks(axes, rows)
 
 
-def _lines(axes: Axes, rows: Sequence[CaseResult], value: Callable[[CaseResult], float | None]) -> None:
-    """Draw a line for each implementation against the limits at which the value was measured."""
-    for implementation in reversed(Implementation):  # the engine last, on top
-        selected = sorted((row for row in rows if row.implementation is implementation), key=_limit)
-        points = [(row.limit_per_s, measured) for row in selected if (measured := value(row)) is not None]
-        if points:
-            xs, ys = zip(*points, strict=True)
-            axes.plot(
-                xs,
-                ys,
-                marker=MARKERS[implementation],
-                clip_on=False,
-                color=COLOURS[implementation],
-                label=implementation.value,
-            )
+def _line(axes: Axes, rows: Sequence[CaseResult], value: Callable[[CaseResult], float | None]) -> None:
+    """Draw a line against the limits at which the value was measured."""
+    ordered = sorted(rows, key=_limit)
+    points = [(row.limit_per_s, measured) for row in ordered if (measured := value(row)) is not None]
+    if points:
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs, ys, marker="o", clip_on=False, color=ENGINE_COLOUR, label="krea-batch")
 
 
 def _label_axes(axes: Axes, title: str, x: str, y: str) -> None:

@@ -19,7 +19,7 @@ _PROC_STATUS = Path("/proc/self/status")
 
 
 class Recorder:
-    """Records one case while it runs. It is not thread-safe: threads need a lock around each call."""
+    """Records one case while it runs."""
 
     def __init__(self) -> None:
         self.record = CaseRecord()

@@ -98,7 +98,7 @@ class BenchRunner:
         record: CaseRecord | None = None
         command = python_command("krea_batch.benchmark.worker")
         env = child_environment(with_key=not case.simulated and case.key_file is None)
-        with _child(command, env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        with running_child(command, env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
             assert worker.stdin is not None  # noqa: S101 - for mypy
             assert worker.stdout is not None  # noqa: S101 - for mypy
             self._worker, self._simulated = worker, case.simulated
@@ -117,24 +117,30 @@ class BenchRunner:
             finally:
                 self._worker = None
         if record is None and not self.interrupts:
-            raise RunStopped(f"{case.implementation} at {case.name} failed", "see its error above")
+            raise RunStopped(f"the benchmark at {case.name} failed", "see its error above")
         return record
 
     @contextmanager
     def _simulator(self, case: Case) -> Iterator[dict[str, str]]:
         """Start a simulator with the limit of the case; yield its URLs by name, or none if it was interrupted."""
-        options = ["--port", "0", "--json", "--tiny", "--limit", case.simulator_limit, "--latency", self._latency]
-        command = python_command("krea_batch", "simulate", *options)
-        with _child(command, child_environment(with_key=False), stdout=subprocess.PIPE) as simulator:
-            assert simulator.stdout is not None  # noqa: S101 - for mypy
-            line = simulator.stdout.readline()
-            if not line and not self.interrupts:
+        with running_simulator("--limit", case.simulator_limit, "--latency", self._latency) as urls:
+            if not urls and not self.interrupts:
                 raise InputError("the simulator did not start", "see its error above")
-            yield msgspec.json.decode(line, type=dict[str, str]) if line and not self.interrupts else {}
+            yield urls if not self.interrupts else {}
 
 
 @contextmanager
-def _child(command: list[str], env: dict[str, str], **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
+def running_simulator(*options: str) -> Iterator[dict[str, str]]:
+    """Start a simulator; yield its URLs by name, or none if it ended instead of starting."""
+    command = python_command("krea_batch", "simulate", "--port", "0", "--json", "--tiny", *options)
+    with running_child(command, child_environment(with_key=False), stdout=subprocess.PIPE) as simulator:
+        assert simulator.stdout is not None  # noqa: S101 - for mypy
+        line = simulator.stdout.readline()
+        yield msgspec.json.decode(line, type=dict[str, str]) if line else {}
+
+
+@contextmanager
+def running_child(command: list[str], env: dict[str, str], **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Start a child process that does not outlive the block."""
     process = subprocess.Popen(command, env=env, start_new_session=True, **pipes)  # noqa: S603 - our own commands
     try:

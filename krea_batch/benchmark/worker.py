@@ -1,20 +1,18 @@
 """Runs one case from standard input, and writes its progress and then its record to standard output, as JSON lines.
 
-    python -m krea_batch.benchmark.worker < case.json
-
-The implementation is imported before the recorder is made, so that the import does not count.
+python -m krea_batch.benchmark.worker < case.json
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from krea_batch.benchmark.cases import Case, Implementation
+from krea_batch.benchmark.cases import Case
+from krea_batch.benchmark.engine_run import run_engine
 from krea_batch.benchmark.recorder import Recorder
 from krea_batch.engine.event_loop import run_event_loop
 from krea_batch.storage.run_dir import create_directory
@@ -25,30 +23,16 @@ PROGRESS_INTERVAL_S = 0.5  # chosen: short enough for a counter in the terminal
 def main() -> None:
     case = msgspec.json.decode(sys.stdin.buffer.read(), type=Case)
     create_directory(Path(case.out))
-    run_case = _case_runner(case)
     recorder = Recorder()
     done = threading.Event()
     progress_thread = threading.Thread(target=_report_progress, args=(recorder, done))
     progress_thread.start()
     try:
-        run_case(recorder)
+        run_event_loop(run_engine, case, recorder)
     finally:
         done.set()
         progress_thread.join()
     _print(recorder.finish())
-
-
-def _case_runner(case: Case) -> Callable[[Recorder], None]:
-    """Import the implementation of a case. Returns a function that runs the case with it."""
-    if case.implementation is Implementation.ENGINE:
-        from krea_batch.benchmark.engine_run import run_engine
-
-        return lambda recorder: run_event_loop(run_engine, case, recorder)
-    from krea_batch.benchmark.baseline_scripts import run_tasks, run_threads
-
-    if case.implementation is Implementation.TASKS:
-        return lambda recorder: run_event_loop(run_tasks, case, recorder)
-    return lambda recorder: run_threads(case, recorder)
 
 
 def _report_progress(recorder: Recorder, done: threading.Event) -> None:

@@ -381,7 +381,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "krea-batch simulate --rate-limit token-bucket:20/s --fault submit-500=0.05 --latency lognormal:12,0.3",
     ),
     "bench": (
-        "krea-batch bench --rates 50/s,200/s --compare",
+        "krea-batch bench --rates 50/s,200/s",
+        "krea-batch bench --compare --jobs 200",
         "krea-batch bench --gateway https://gateway.pixazo.ai --rates 2/s --jobs 20 --price 0.05",
     ),
     "dashboard": ("krea-batch dashboard > krea-batch.json",),

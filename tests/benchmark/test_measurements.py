@@ -12,14 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from krea_batch.benchmark.cases import Case, CaseRecord, Implementation, jobs_for_rate, parse_rates, run_dir_name
+from krea_batch.benchmark.cases import Case, CaseRecord, jobs_for_rate, parse_rates, run_dir_name
 from krea_batch.benchmark.measurements import case_result, counts_per_second, percentile, percentiles, rate_per_s
 from krea_batch.benchmark.output import COLUMN_TITLES, bench_report, cells, result_table, write_bench_json
 from krea_batch.errors import SettingsError
 from krea_batch.settings import Rate
 
 BENCH_CASE = Case(
-    implementation=Implementation.ENGINE,
     rate="2/s",
     per_s=2.0,
     jobs=5,
@@ -113,7 +112,7 @@ class TestReport:
         """The table has all column titles, and a row of values for each case; only names are left-aligned."""
         table, text = result_table([case_result(BENCH_CASE, BENCH_RECORD)]), StringIO()
         Console(file=text, width=160).print(table)
-        for expected_text in (*COLUMN_TITLES, "krea-batch", "2/s", "0.667", "2.0/9.0/9"):
+        for expected_text in (*COLUMN_TITLES, "2/s", "0.667", "2.0/9.0/9"):
             assert expected_text in text.getvalue()
         assert [column.justify for column in table.columns] == ["left", *["right"] * (len(COLUMN_TITLES) - 1)]
 

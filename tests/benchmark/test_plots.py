@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from krea_batch.benchmark.cases import Implementation
 from krea_batch.benchmark.measurements import CaseResult, case_result
 from krea_batch.benchmark.plots import PLOTS, write_plots
 from tests.benchmark.test_measurements import BENCH_CASE, BENCH_RECORD
@@ -24,16 +23,9 @@ TITLES = {
 
 
 def bench_rows() -> list[CaseResult]:
-    """Return results of the engine and of one script at two rates; the script has no event loop."""
-    results = []
-    for per_s in (2.0, 4.0):
-        for implementation in (Implementation.ENGINE, Implementation.THREADS):
-            case = msgspec.structs.replace(
-                BENCH_CASE, implementation=implementation, per_s=per_s, rate=f"{per_s:g}/s"
-            )
-            loop_lag = BENCH_RECORD.loop_lags_ms if implementation is Implementation.ENGINE else []
-            results.append(case_result(case, msgspec.structs.replace(BENCH_RECORD, loop_lags_ms=loop_lag)))
-    return results
+    """Return results at two rates."""
+    cases = [msgspec.structs.replace(BENCH_CASE, per_s=per_s, rate=f"{per_s:g}/s") for per_s in (2.0, 4.0)]
+    return [case_result(case, BENCH_RECORD) for case in cases]
 
 
 def plot_text(path: Path) -> str:
@@ -41,13 +33,12 @@ def plot_text(path: Path) -> str:
 
 
 def test_every_plot_has_its_titles_and_units(tmp_path: Path) -> None:
-    """Each file is valid XML, and has its titles, its units and the name of the script as text."""
+    """Each file is valid XML, and has its titles and units as text."""
     assert {path.stem for path in write_plots(tmp_path, bench_rows())} == set(TITLES) == set(PLOTS)
     for name, titles in TITLES.items():
         text = plot_text(tmp_path / f"{name}.svg")
         for title in titles:
             assert title in text
-        assert name == "loop" or Implementation.THREADS.value in text
 
 
 def test_plots_are_reproducible(tmp_path: Path) -> None:

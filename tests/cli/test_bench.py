@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from krea_batch.benchmark.comparison import ENGINES, INSTALL_COMMANDS, KILLS, ComparedProgram
 from tests.processes import (
     COMMAND,
     PROCESS_TIMEOUT_S,
@@ -22,7 +23,10 @@ from tests.processes import (
     run_in_terminal,
     start_command,
     wait_until,
+    without_package,
 )
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 
@@ -79,28 +83,6 @@ class TestSimulated:
             assert row["lag_s"]["max"] >= row["lag_s"]["p50"] >= 0
             assert row["loop_lag_ms"]["max"] >= row["loop_lag_ms"]["p50"]
 
-    def test_compare_also_measures_ordinary_scripts(self, tmp_path: Path) -> None:
-        """With --compare there are three rows per rate, each with all jobs accepted and stored."""
-        done = run_command(
-            "bench",
-            *BENCH_SIMULATOR_OPTIONS[2:],
-            "--rates",
-            "40/s",
-            "--compare",
-            "--json",
-            "-q",
-            cwd=tmp_path,
-            key="",
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
-        rows = json.loads(done.stdout)["results"]
-        assert [row["implementation"] for row in rows] == ["krea-batch", "threads + requests", "aiohttp + aiolimiter"]
-        for row in rows:
-            assert row["accepted"] == row["stored"] == 8
-            assert row["lag_mean_s"] is not None
-        assert rows == bench_results(tmp_path / "krea-batch-bench")
-
     def test_a_limit_to_find_has_a_row_of_its_own(self, tmp_path: Path) -> None:
         """With --limit there is one more row, of a run whose rate is `auto`."""
         options = (*BENCH_SIMULATOR_OPTIONS[2:], "--rates", "40/s", "--limit", "gcra:20/s")
@@ -129,6 +111,9 @@ class TestSimulated:
             (("--limit", "fast:60/s"), "--limit: 'fast:60/s' is not a rate limit"),
             (("--limit", "jobs-in-process:3"), "--limit: 'jobs-in-process:3' is not a rate limit"),
             (("--compare", "--gateway", "http://127.0.0.1:9"), "each script would be charged"),
+            (("--compare", "--limit", "gcra:60/s"), "the scripts cannot find a limit"),
+            (("--compare", "--rates", "20/s,40/s"), "--compare takes one rate"),
+            (("--compare", "--poll-interval", "0"), "--poll-interval"),
         ],
     )
     def test_an_invalid_option_is_named(self, tmp_path: Path, options: tuple[str, ...], expected: str) -> None:
@@ -192,6 +177,59 @@ class TestSimulated:
         command.communicate(timeout=PROCESS_TIMEOUT_S)
         assert len(children) == 2
         assert not [text for text in seen if b"very-secret" in text]
+
+
+class TestCompared:
+    OPTIONS = ("bench", "--compare", "--latency", "uniform:0.3,0.6", "--poll-interval", "0.2", "--out", "report")
+
+    def test_the_engine_is_never_charged_twice_and_the_example_is(self, tmp_path: Path) -> None:
+        """There is a row for each program. The engine is never charged twice, and the API's example is."""
+        done = run_command(*self.OPTIONS, "--rates", "20/s", "--jobs", "40", cwd=tmp_path, key="")
+        assert done.returncode == 0, done.stderr
+        assert {path.name for path in (tmp_path / "report").iterdir()} == {"bench.json", "comparison.svg"}
+        rows = {row["program"]: row for row in bench_results(tmp_path / "report")}
+        assert [*rows] == [program.value for program in ComparedProgram]
+        for program in ComparedProgram:
+            assert program.value in done.stdout
+            if program.missing_package:
+                assert rows[program.value]["steady"] is None
+                assert f"{program} is not compared: {program.missing_package} is not installed" in done.stderr
+                assert INSTALL_COMMANDS[program.missing_package] in done.stdout
+                continue
+            steady, killed = rows[program.value]["steady"], rows[program.value]["killed"]
+            assert (steady["problem"], killed["problem"]) == (None, None)
+            assert steady["limit_utilisation"] > 0
+            assert steady["polls_per_job"] > 0
+            assert steady["cpu_ms_per_job"] > 0
+            assert killed["kills"] == KILLS
+            assert killed["images_lost"] == killed["charged_twice"] + killed["jobs_left"] - killed["jobs_not_charged"]
+            if program in ENGINES:
+                assert (steady["charged_twice"], killed["charged_twice"]) == (0, 0)
+        assert rows[ComparedProgram.DEMO]["killed"]["charged_twice"] > 0
+
+    def test_a_missing_package_is_named(self, tmp_path: Path) -> None:
+        """Without a package of the extra, the error has the command that installs it, and nothing is run."""
+        path = f"{without_package(tmp_path, 'psutil')}{os.pathsep}{ROOT}"
+        done = run_command(*self.OPTIONS, cwd=tmp_path, key="", PYTHONPATH=path)
+        assert done.returncode == 2
+        assert "--compare needs the package psutil" in done.stderr
+        assert "pip install 'krea-batch[bench]'" in done.stderr
+        assert not (tmp_path / "report").exists()
+
+    @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+    def test_ctrl_c_ends_all_child_processes(self, tmp_path: Path) -> None:
+        """After Ctrl-C the exit code is 130, and no program and no simulator is left."""
+        command = start_command(*self.OPTIONS, "--jobs", "500", cwd=tmp_path)
+        assert command.stderr is not None
+        while "accepted" not in command.stderr.readline():
+            assert command.poll() is None
+        children = descendant_pids(command.pid)
+        assert len(children) >= 2
+        command.send_signal(signal.SIGINT)
+        _, stderr = command.communicate(timeout=PROCESS_TIMEOUT_S)
+        assert command.returncode == 130
+        assert "Traceback" not in stderr
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
 class TestCharged:

@@ -7,35 +7,38 @@ engine's `max_charges` limits each run to that number.
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-import msgspec
 import orjson
 
 from krea_batch.benchmark.cases import (
-    BASELINES,
     FIND_DURATION_S,
     Case,
-    Implementation,
     WorkerProgress,
     jobs_for_rate,
     parse_rates,
     run_dir_name,
 )
 from krea_batch.benchmark.measurements import CaseResult
-from krea_batch.benchmark.output import BENCH_JSON, bench_report, check_bench_file, write_bench_json
+from krea_batch.benchmark.output import (
+    BENCH_JSON,
+    bench_report,
+    check_bench_file,
+    print_table,
+    result_table,
+    write_bench_json,
+)
 from krea_batch.benchmark.runner import BenchRunner
 from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED
-from krea_batch.cli.ui.formatting import ask_to_continue, pluralize, printable, say, show, show_json
+from krea_batch.cli.ui.bench_status import BenchStatus, forward_signals
+from krea_batch.cli.ui.formatting import ask_to_continue, pluralize, say, show, show_json
 from krea_batch.cli.ui.progress import make_display
 from krea_batch.cli.ui.run_session import find_key
 from krea_batch.cli.ui.summary import RunTotals
@@ -46,15 +49,19 @@ from krea_batch.storage.outputs import check_output
 from krea_batch.storage.run_dir import has_ledger
 from krea_batch.testing.simulator.request_limits import parse_limit
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 INSTALL_COMMAND = "pip install 'krea-batch[bench]'"
-TABLE_WIDTH = 130  # columns of the table in a file or a pipe
+COMPARISON_PACKAGES = ("requests", "psutil", "matplotlib")
+RATES = "50/s,100/s,200/s,400/s"  # chosen: from a quarter of a core to most of one
 
 
 def run_bench(options: dict[str, Any]) -> int:
     """Run the command, and return its exit code. Raises InputError, RunStopped if a worker fails."""
+    _check_out(options["out"])
+    if options["compare"]:
+        _check_packages()
+        from krea_batch.cli.ui.comparison_view import run_comparison
+
+        return run_comparison(options, _public_options(options))
     _check_options(options)
     with tempfile.TemporaryDirectory(prefix="krea-batch-bench-") as scratch:
         cases = _cases(options, Path(options["out"]) / "runs" if options["gateway"] else Path(scratch))
@@ -65,7 +72,7 @@ def run_bench(options: dict[str, Any]) -> int:
         started_at = datetime.now(UTC)
         progress = BenchProgress(quiet=options["quiet"])
         runner = BenchRunner(options["latency"], progress.case_progress)
-        with _forward_signals(runner):
+        with forward_signals(runner.interrupt):
             with progress:
                 rows = list(_run_cases(runner, cases, progress))
             if rows:
@@ -75,25 +82,24 @@ def run_bench(options: dict[str, Any]) -> int:
 
 def _check_options(options: dict[str, Any]) -> None:
     """Raise click.UsageError or InputError for options that cannot be combined, or a missing key."""
-    if options["gateway"] and options["compare"]:
-        raise click.UsageError(
-            "--compare cannot be combined with --gateway: each script would be charged for all images"
-        )
-    _check_out(options["out"])
     if options["gateway"]:
         find_key(options["api_key_file"])
     if options["gateway"] and options["submit_limit"]:
         raise click.UsageError("--limit cannot be combined with --gateway, which has its own limit")
-    if options["compare"] and not find_spec("requests"):
-        raise InputError("--compare needs the package requests", INSTALL_COMMAND)
+
+
+def _check_packages() -> None:
+    for package in COMPARISON_PACKAGES:
+        if not find_spec(package):
+            raise InputError(f"--compare needs the package {package}", INSTALL_COMMAND)
 
 
 def _check_out(out: Path) -> None:
     """Raise InputError if the directory is part of a run, or has files of others with the names of a benchmark's."""
-    from krea_batch.benchmark.plots import PLOTS
+    from krea_batch.benchmark.plots import COMPARISON_PLOT, PLOTS
 
     folder = check_output(Path(os.path.realpath(out)))
-    for name in (BENCH_JSON, *(f"{plot}.svg" for plot in PLOTS)):
+    for name in (BENCH_JSON, COMPARISON_PLOT, *(f"{plot}.svg" for plot in PLOTS)):
         path = check_output(folder / name)
         if path.exists():
             check_bench_file(path)
@@ -102,17 +108,14 @@ def _check_out(out: Path) -> None:
 def _cases(options: dict[str, Any], folder: Path) -> list[Case]:
     """Return all cases, rate by rate, then the limits that the engine has to find. Raises SettingsError."""
     cases = []
-    for rate in parse_rates(options["rates"]):
-        for implementation in (Implementation.ENGINE, *(BASELINES if options["compare"] else ())):
-            out = folder / implementation.name.lower() / run_dir_name(rate)
-            jobs = jobs_for_rate(rate.per_s, options["jobs"])
-            cases.append(_case(options, out, jobs, implementation=implementation, rate=rate.text, per_s=rate.per_s))
+    for rate in parse_rates(options["rates"] or RATES):
+        jobs = jobs_for_rate(rate.per_s, options["jobs"])
+        cases.append(_case(options, folder / run_dir_name(rate), jobs, rate=rate.text, per_s=rate.per_s))
     for number, limit in enumerate(options["submit_limit"]):
         per_s = _limit_per_s(limit)
         jobs = jobs_for_rate(per_s, options["jobs"], FIND_DURATION_S)
-        out = folder / "engine" / f"limit-{number}"
-        facts = {"implementation": Implementation.ENGINE, "rate": AUTO, "per_s": per_s, "limit": limit}
-        cases.append(_case(options, out, jobs, **facts))
+        facts = {"rate": AUTO, "per_s": per_s, "limit": limit}
+        cases.append(_case(options, folder / f"limit-{number}", jobs, **facts))
     return cases
 
 
@@ -204,38 +207,11 @@ def _run_cases(runner: BenchRunner, cases: list[Case], progress: BenchProgress) 
             return
 
 
-@contextmanager
-def _forward_signals(runner: BenchRunner) -> Iterator[None]:
-    """Pass Ctrl-C and SIGTERM to the runner, which ends the worker in order."""
-
-    def on_signal(*_: object) -> None:
-        runner.interrupt()
-
-    previous_handlers = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for name, handler in previous_handlers.items():
-            signal.signal(name, handler)
-
-
-class BenchStatus(msgspec.Struct, frozen=True):
-    """The progress of one case, for a display."""
-
-    case: Case
-    progress: WorkerProgress
-
-    def as_line(self) -> str:
-        progress = self.progress
-        return (
-            f"{self.case.implementation} at {self.case.name}: {progress.accepted:,}/{self.case.jobs:,} accepted, "
-            f"{progress.stored:,} stored, {progress.rate_limited:,} rate-limited, {progress.polls:,} polls"
-        )
-
-    def render(self, encoding: str) -> RenderableType:
-        from rich.text import Text
-
-        return Text(printable(self.as_line()))
+def _counts(case: Case, progress: WorkerProgress) -> str:
+    return (
+        f"krea-batch at {case.name}: {progress.accepted:,}/{case.jobs:,} accepted, "
+        f"{progress.stored:,} stored, {progress.rate_limited:,} rate-limited, {progress.polls:,} polls"
+    )
 
 
 class BenchProgress:
@@ -255,18 +231,18 @@ class BenchProgress:
 
     def case_started(self, case: Case) -> None:
         self._last_shown_s = time.monotonic()
-        self._say(f"{case.implementation} at {case.name}: {pluralize(case.jobs, 'job')}")
+        self._say(f"krea-batch at {case.name}: {pluralize(case.jobs, 'job')}")
 
     def case_progress(self, case: Case, progress: WorkerProgress) -> None:
         if time.monotonic() - self._last_shown_s >= self._display.interval_s:
             self._last_shown_s = time.monotonic()
-            self._display.show(BenchStatus(case, progress))
+            self._display.show(BenchStatus(_counts(case, progress)))
 
     def case_finished(self, row: CaseResult) -> None:
         used = ""
         if row.limit_utilisation is not None:
             used = f", {row.accepted_per_s:.1f}/s, {row.limit_utilisation:.1%} of the limit"
-        self._say(f"{row.implementation} at {row.name}: {row.accepted:,} accepted{used}")
+        self._say(f"krea-batch at {row.name}: {row.accepted:,} accepted{used}")
         if row.problem:
             say(f"krea-batch: {row.problem}")
 
@@ -290,19 +266,8 @@ def _write_results(rows: list[CaseResult], content: dict[str, Any], options: dic
     if options["as_json"]:
         show_json(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     elif not options["quiet"]:
-        _print_table(rows)
+        print_table(result_table(rows))
         show("Wrote " + ", ".join(str(path) for path in written))
-
-
-def _print_table(rows: list[CaseResult]) -> None:
-    from rich.console import Console
-
-    from krea_batch.benchmark.output import result_table
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, TABLE_WIDTH)
-    console.print(result_table(rows))
 
 
 def _public_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -316,10 +281,7 @@ def _exit_code(runner: BenchRunner, cases: list[Case], rows: list[CaseResult]) -
         return INTERRUPTED
     if any(row.problem for row in rows):
         return STOPPED
-    engine_rows = [
-        (case, row) for case, row in zip(cases, rows, strict=True) if case.implementation is Implementation.ENGINE
-    ]
-    return OK if all(_is_complete(case, row) for case, row in engine_rows) else SOME_FAILED
+    return OK if all(_is_complete(case, row) for case, row in zip(cases, rows, strict=True)) else SOME_FAILED
 
 
 def _is_complete(case: Case, row: CaseResult) -> bool:
