@@ -41,9 +41,21 @@ class CallbackHandler:
         self._resolving: set[int] = set()  # numbers of jobs that a callback may resolve just now
         self._expected: dict[int, float] = {}  # ambiguous jobs, and until when a callback may arrive for them
         self._adopted = asyncio.Event()
+        # The latest callback of each job, until the jobs of earlier runs are resumed. An ambiguous job that is given
+        # a request_id before that would be read from the ledger as an open one, and be in flight twice.
+        self._before_resumed: dict[int, CallbackPayload] | None = {}
+
+    def on_open_jobs_resumed(self) -> None:
+        """Take the callbacks that arrived while the jobs of earlier runs were resumed."""
+        early, self._before_resumed = self._before_resumed or {}, None
+        for job_no, payload in early.items():
+            self.on_callback(job_no, payload)
 
     def on_callback(self, job_no: int, payload: CallbackPayload) -> None:
         """Take a callback for the job with this number."""
+        if self._before_resumed is not None:
+            self._before_resumed[job_no] = payload
+            return
         if job_no in self._run.early_callbacks:  # The job's POST is pending; the submitter passes it on.
             self._run.early_callbacks[job_no] = payload
             return

@@ -12,12 +12,13 @@ import pytest
 from krea_batch import Engine, Job, SettingsError, State, Webhook
 from krea_batch.gateway.callbacks import CallbackRouter
 from krea_batch.gateway.wire import CallbackPayload
-from krea_batch.rules.verdicts import PostVerdict
+from krea_batch.rules.verdicts import Ambiguous, PostVerdict
 from krea_batch.testing import run_virtual
 from tests.asgi_client import call_asgi
 from tests.callback_gateway import CallbackGateway
 from tests.engine_fixtures import ledger_states, query_ledger
 
+OPEN_JOBS = 20
 CALLBACK_URL = "https://my.host/krea"
 
 pytestmark = pytest.mark.slow
@@ -214,6 +215,39 @@ class TestAmbiguousJobs:
         run_virtual(main())
         assert query_ledger(tmp_path, "SELECT state, request_id FROM jobs") == [("succeeded", *gateway.charged)]
         assert len(gateway.charged) == 1
+
+    def test_a_callback_while_jobs_are_resumed(self, tmp_path: Path) -> None:
+        """A callback for an ambiguous job of an earlier run may arrive before all open jobs were read."""
+        gateway = CallbackGateway(callback_share=0.0)
+        accept = gateway.submit
+
+        async def lose_response_of_cat(body: bytes, *, callback: str = "", **_: object) -> PostVerdict:
+            verdict = await accept(body, callback=callback)
+            return Ambiguous("cut") if b"a cat" in body else verdict
+
+        async def main() -> None:
+            first = Engine(
+                tmp_path, gateway_client=gateway, webhook=Webhook(CALLBACK_URL), random=Random(0), max_in_flight=1
+            )
+            gateway.submit = lose_response_of_cat  # type: ignore[method-assign]
+            await first.start()
+            for n in range(OPEN_JOBS):
+                await first.enqueue(Job(prompt=f"a dog {n}", id=f"dog-{n}"), tenant="dogs")
+            assert (await first.submit(Job(prompt="a cat", id="cat"), tenant="cats")).status is State.AMBIGUOUS
+            await first.aclose(detach=True)
+            [cat] = [request_id for request_id, prompt in gateway.charged.items() if prompt == "a cat"]
+            await asyncio.sleep(20)
+            second = Engine(tmp_path, gateway_client=gateway, webhook=Webhook(CALLBACK_URL), random=Random(0))
+            gateway.app = second.callbacks_app()
+            starting = asyncio.create_task(second.start())
+            while await gateway.send_callback(cat) != 204:
+                await asyncio.sleep(0)
+            await starting
+            await second.aclose()
+
+        run_virtual(main())
+        assert len(gateway.charged) == OPEN_JOBS + 1
+        assert set(ledger_states(tmp_path).values()) == {"succeeded"}
 
     def test_a_callback_with_an_unknown_request_id(self, tmp_path: Path) -> None:
         """A request_id that is unknown to the gateway, or of another job, is not adopted."""
