@@ -5,7 +5,8 @@
     python -m benchmarks --repeat 1          each case once
 
 The output of a benchmark replaces the text between its two markers in the README; other text is not changed. The
-table of goals at the top is collected from all sections.
+table of goals at the top is collected from all sections. A benchmark that needs a package which is not installed says
+so, and its section stays as it is. The comparison is also written into the README of the project.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.report import GOAL
+from benchmarks.report import GOAL, NOT_MEASURED
 
 README = Path(__file__).with_name("README.md")
+PROJECT_README = README.parents[1] / "README.md"
 BENCHMARKS = (
     "validate",
     "polls",
@@ -39,7 +41,10 @@ BENCHMARKS = (
     "service",
     "forecast",
     "gallery",
+    "ray_rows",
+    "comparison",
 )
+ALSO_IN_PROJECT_README = ("comparison",)
 REPEATABLE = frozenset({"validate", "throughput", "run_starts", "overhead", "resume", "service"})
 REPORTED_LIBRARIES = ("aiohttp", "anyio", "uvloop", "msgspec")
 
@@ -65,7 +70,7 @@ def replace_section(text: str, name: str, content: str) -> str:
     before, found, rest = text.partition(begin)
     _, ended, after = rest.partition(end)
     if not (found and ended):
-        raise SystemExit(f"{README} has no {begin} … {end}")
+        raise SystemExit(f"there is no {begin} … {end} in the README")
     return f"{before}{begin}\n{content}\n{end}{after}"
 
 
@@ -73,6 +78,14 @@ def goal_table(text: str) -> str:
     """Return a table of the goals of all sections."""
     rows = re.findall(r"^\| .+ \| (?:yes|no) \|$", text, re.MULTILINE)
     return "\n".join(["| what | goal | reached | met |", "|---|---|---|---|", *dict.fromkeys(rows)])
+
+
+def first_table(content: str) -> str:
+    """Return the first table of a section."""
+    lines = content.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    end = next((number for number in range(start, len(lines)) if not lines[number].startswith("|")), len(lines))
+    return "\n".join(lines[start:end])
 
 
 def machine() -> str:
@@ -108,12 +121,18 @@ def main() -> None:
     for name in options.names or BENCHMARKS:
         print(f"{name} …", flush=True)
         content, goals = run(name, options.repeat)
+        if NOT_MEASURED in content:
+            print(f"  {content.splitlines()[-2]}", flush=True)
+            continue
         for label, bound, reached, met in goals:
             print(f"  {label}: {reached} ({bound}: {met})", flush=True)
         text = replace_section(options.readme.read_text("utf-8"), name, content)
         text = replace_section(text, "machine", machine())
         text = replace_section(text, "goals", goal_table(text.partition("<!-- /goals -->")[2]))
         options.readme.write_text(text, "utf-8")
+        if name in ALSO_IN_PROJECT_README and options.readme == README:
+            project_text = replace_section(PROJECT_README.read_text("utf-8"), name, first_table(content))
+            PROJECT_README.write_text(project_text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
     python -m benchmarks.ray_rows                        1,200 rows, 2 actors, 4 kills; the engine and a control
     python -m benchmarks.ray_rows --rows 60 --kills 1    the short form
 
-The control is what is written without this library: a stage of `map_batches` that submits, polls and downloads, with
-the same number of actors, each with its share of the rate, and Ray's own retries. An actor is killed with SIGKILL
-each time that another share of the rows has been accepted. Surplus charges are charges beyond one per row.
+The control is what is written without this library, `krea_batch.benchmark.scripts.ray_stage`: it has the same number
+of actors, each with its share of the rate, a file for each request_id, and Ray's own retries. An actor is killed with
+SIGKILL each time that another share of the rows has been accepted. Surplus charges are charges beyond one per row.
+
+Without Ray (`pip install 'krea-batch[ray]'`), nothing is measured, and the output says so.
 """
 
 from __future__ import annotations
@@ -15,19 +17,17 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import requests
-
-from benchmarks.report import report_goal
-from krea_batch.gateway.wire import KEY_HEADER, STATUS_PATH, SUBMIT_PATH
-from krea_batch.ray import BLOCK_ROWS, generate_images
+from benchmarks.report import NOT_MEASURED, report_goal
+from krea_batch.benchmark.scripts.ray_stage import ACTORS, MAX_IN_FLIGHT, generate_rows
+from krea_batch.benchmark.scripts.requests_client import ScriptRun
+from krea_batch.ray import generate_images
 from krea_batch.settings import KEY_VARIABLE
 from tests.processes import SimulatorProcess
 
@@ -35,11 +35,9 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 PER_S = 50
-ACTORS = 2
 MIN_USED = 0.95
 KILLED_WITHIN = 0.75  # of the rows: an actor that is killed starts again before the end
 POLL_INTERVAL_S = 0.5
-MAX_IN_FLIGHT = 500
 LATENCY = "uniform:2,6"
 KEY = "benchmark"
 
@@ -54,59 +52,6 @@ class RayResult(NamedTuple):
     ambiguous: int
     utilisation: float
     rate_limited: int
-
-
-class UnrecordedRows:
-    """The control: a stage that submits its rows, and keeps no record of what was submitted."""
-
-    def __init__(self, gateway: str) -> None:
-        self._gateway = gateway
-        self._lock = threading.Lock()
-        self._next_s = 0.0
-        self._pool = ThreadPoolExecutor(MAX_IN_FLIGHT)
-        self._session = requests.Session()
-        self._session.headers[KEY_HEADER] = KEY
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {**batch, "status": list(self._pool.map(self._generate, map(str, batch["prompt"])))}
-
-    def _generate(self, prompt: str) -> str:
-        response = self._submit(prompt)
-        while response.status_code == 429:
-            response = self._submit(prompt)
-        response.raise_for_status()
-        url = self._gateway + STATUS_PATH + response.json()["request_id"]
-        while True:
-            time.sleep(POLL_INTERVAL_S)
-            status = self._session.get(url, timeout=60).json()
-            if status["status"] == "COMPLETED":
-                self._session.get(status["output"]["media_url"][0], timeout=60).raise_for_status()
-                return "succeeded"
-
-    def _submit(self, prompt: str) -> requests.Response:
-        with self._lock:
-            slot_s = self._next_s = max(self._next_s + ACTORS / PER_S, time.monotonic())
-        time.sleep(max(0.0, slot_s - time.monotonic()))
-        return self._session.post(self._gateway + SUBMIT_PATH, json={"prompt": prompt}, timeout=60)
-
-
-def control(dataset: Dataset, gateway: str) -> Dataset:
-    """Return the rows with what the control adds."""
-    from ray.data import ActorPoolStrategy
-
-    blocks = MAX_IN_FLIGHT // BLOCK_ROWS
-    return dataset.repartition(target_num_rows_per_block=BLOCK_ROWS, strict=True).map_batches(
-        UnrecordedRows,
-        fn_constructor_kwargs={"gateway": gateway},
-        batch_size=None,
-        compute=ActorPoolStrategy(
-            size=ACTORS,
-            max_tasks_in_flight_per_actor=blocks,
-            max_concurrent_calls_per_actor=blocks,
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=0.25,
-    )
 
 
 class ActorKiller(threading.Thread):
@@ -186,6 +131,9 @@ def main() -> None:
     parser.add_argument("--limit", default="token-bucket", help="the kind of the gateway's limit")
     parser.add_argument("--only", choices=["engine", "control"])
     options = parser.parse_args()
+    if find_spec("ray") is None:
+        print(f"{NOT_MEASURED}: Ray is not installed (pip install 'krea-batch[ray]')")
+        return
     os.environ |= {KEY_VARIABLE: KEY, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     import ray
 
@@ -198,13 +146,17 @@ def main() -> None:
         def engine(dataset: Dataset, gateway: str) -> Dataset:
             return generate_images(
                 dataset,
-                out=out,
+                out=f"{out}/engine",
                 rate=f"{PER_S}/s",
                 workers=ACTORS,
                 gateway=gateway,
                 poll_interval_s=POLL_INTERVAL_S,
                 max_in_flight=MAX_IN_FLIGHT,
             )
+
+        def control(dataset: Dataset, gateway: str) -> Dataset:
+            run = ScriptRun(gateway, PER_S, POLL_INTERVAL_S, options.rows, f"{out}/control")
+            return generate_rows(dataset, run)
 
         stages = {"engine": engine, "control": control}
         results = {}

@@ -10,6 +10,7 @@ from mkdocs.structure.files import File, Files
 GENERATED_PAGES = {
     "changelog.md": "CHANGELOG.md",
     "measured.md": "benchmarks/README.md",
+    "comparison.svg": "benchmarks/comparison.svg",
     "limiters.svg": "benchmarks/limiters.svg",
     "scale.svg": "benchmarks/scale.svg",
     "security.md": "SECURITY.md",

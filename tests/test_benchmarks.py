@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import BENCHMARKS, README, goal_table, replace_section
+from benchmarks.__main__ import BENCHMARKS, README, first_table, goal_table, main, replace_section
 from benchmarks.polls import optimal_cost
-from tests.processes import PROCESS_TIMEOUT_S
+from krea_batch.benchmark.comparison import ENGINES, ComparedProgram
+from tests.processes import PROCESS_TIMEOUT_S, without_package
 
 ROOT = Path(__file__).parents[1]
 
@@ -173,6 +176,49 @@ def test_gallery() -> None:
     assert row.count("|") == head.count("|")
     assert made.startswith("goal\treport of 8 images")
     assert used.startswith("goal\tpage of 8 images")
+
+
+@pytest.mark.slow
+def test_ray_rows() -> None:
+    """It prints a row for the engine and one for the control, and a goal; or that Ray is not installed."""
+    lines = run_benchmark("ray_rows", "--rows", "60", "--kills", "1")
+    if find_spec("ray") is None:
+        assert lines == ["not measured: Ray is not installed (pip install 'krea-batch[ray]')"]
+        return
+    head, _, engine, control, goal = lines
+    assert engine.startswith("| engine | 60 | 60 | ")
+    assert engine.count("|") == control.count("|") == head.count("|")
+    assert goal.startswith("goal\tRay: 60 rows, ")
+
+
+@pytest.mark.slow
+def test_comparison(tmp_path: Path) -> None:
+    """It prints a row for each program, measured or not, draws a plot, and has a goal for each form of the engine."""
+    plot = tmp_path / "comparison.svg"
+    head, _, *lines = run_benchmark("comparison", "--jobs", "20", "--plot", str(plot))
+    rows, goals = lines[: len(ComparedProgram)], lines[len(ComparedProgram) :]
+    assert all(row.startswith(f"| {program}") for row, program in zip(rows, ComparedProgram, strict=True))
+    assert all(row.count("|") == head.count("|") for row in rows)
+    assert [goal.split("\t")[1].partition(",")[0] for goal in goals] == ["krea-batch"] * len(ENGINES)
+    assert "<svg" in plot.read_text()
+
+
+def test_a_benchmark_that_measures_nothing_leaves_its_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If a package is missing, the reason is printed, and the README stays as it is."""
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- ray_rows -->\nold\n<!-- /ray_rows -->\n")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "ray_rows", "--readme", str(readme)])
+    monkeypatch.setenv("PYTHONPATH", f"{without_package(tmp_path, 'ray')}{os.pathsep}{ROOT}")
+    main()
+    assert "not measured: Ray is not installed" in capsys.readouterr().out
+    assert readme.read_text() == "<!-- ray_rows -->\nold\n<!-- /ray_rows -->\n"
+
+
+def test_the_first_table_of_a_section() -> None:
+    """The table of the project's README has neither the command nor the goals."""
+    assert first_table("`command`:\n\n| a |\n|---|\n| 1 |\n\n| goal |\n|---|") == "| a |\n|---|\n| 1 |"
 
 
 def test_output_is_written_between_the_markers() -> None:
