@@ -129,7 +129,7 @@ class ComparisonRunner:
             starts.cpu_s += tree.cpu_s
             if was_killed:
                 starts.kills += 1
-            elif tree.process.returncode in ENDED:
+            elif tree.process.returncode in ENDED and not start.has_crashed():
                 return starts
             else:
                 starts.errors += 1
@@ -171,6 +171,7 @@ class ProgramStart:
     def __init__(self, program: ComparedProgram, settings: ComparisonSettings, gateway: str, folder: Path) -> None:
         self.program = program
         self._folder = folder
+        self._log_start = 0  # of the latest start
         out = str(folder / "out")
         inherited = child_environment(with_key=False)
         self._environment = {name: value for name, value in inherited.items() if not name.startswith("KREA_BATCH_")}
@@ -195,9 +196,14 @@ class ProgramStart:
     def running(self) -> Iterator[ProcessTree]:
         """Start the program; it does not outlive the block."""
         with (self._folder / "log").open("ab") as log:
+            self._log_start = log.tell()
             options = {"cwd": self._folder, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             with running_child(self._command, self._environment, **options) as process:
                 yield ProcessTree(process)
+
+    def has_crashed(self) -> bool:
+        """Whether the latest start has ended with a traceback. Its exit code is that of a run with failed jobs, 1."""
+        return b"Traceback (most recent call last)" in (self._folder / "log").read_bytes()[self._log_start :]
 
     def last_line(self) -> str:
         """Return the last line of the log."""

@@ -25,6 +25,7 @@ from krea_batch.benchmark.comparison import (
     count_run,
     jobs_before_kill,
 )
+from krea_batch.benchmark.comparison_runner import ComparisonSettings, ProgramStart
 from krea_batch.benchmark.output import COMPARISON_TITLES, comparison_cells
 from krea_batch.benchmark.plots import write_comparison_plot
 from krea_batch.benchmark.process_tree import ProcessTree
@@ -97,6 +98,19 @@ class TestResults:
         for expected in ("krea-batch", "used of the limit", "charged twice", "jobs left", "7.5"):
             assert expected in text
         assert "Celery" not in text
+
+
+class TestProgramStart:
+    def test_a_crash_is_no_end(self, tmp_path: Path) -> None:
+        """A program that ends with a traceback has crashed, although its exit code is that of failed jobs."""
+        settings = ComparisonSettings(
+            rate="20/s", per_s=0.0, jobs=4, poll_interval_s=0.1, latency="fixed:1", max_in_flight=4, folder=tmp_path
+        )
+        start = ProgramStart(ComparedProgram.THREADS, settings, "http://127.0.0.1:9", tmp_path)
+        with start.running() as tree:
+            assert tree.process.wait(PROCESS_TIMEOUT_S) == 1  # It divides by the rate.
+        assert start.has_crashed()
+        assert start.last_line().startswith("ZeroDivisionError")
 
 
 class TestProcessTree:
