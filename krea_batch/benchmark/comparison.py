@@ -90,9 +90,9 @@ class SimulatedLedger(msgspec.Struct, frozen=True):
 class ProgramRun(msgspec.Struct, frozen=True, kw_only=True):
     """What became of the jobs of one run, restarts included.
 
-    `images_lost` were paid for and never stored; `charged_twice` are the charges beyond one per job; `jobs_left` are
-    jobs without an image, of which `jobs_not_charged` were never accepted. A program that fails again after its
-    restarts has a `problem`.
+    `paid_without_image` are charges whose image was never stored; `charged_twice` are the charges beyond one per job;
+    `jobs_left` are jobs without an image, of which `jobs_not_charged` were never accepted. A program that fails again
+    after its restarts has a `problem`.
     """
 
     jobs: int
@@ -101,7 +101,7 @@ class ProgramRun(msgspec.Struct, frozen=True, kw_only=True):
     polls_per_job: float
     rate_limited: int
     cpu_ms_per_job: float
-    images_lost: int
+    paid_without_image: int
     charged_twice: int
     jobs_left: int
     jobs_not_charged: int
@@ -140,7 +140,7 @@ def count_run(
         polls_per_job=ledger.totals.polls / jobs,
         rate_limited=sum(post.status == 429 for post in ledger.posts),
         cpu_ms_per_job=1000 * cpu_s / jobs,
-        images_lost=len(charges) - images,
+        paid_without_image=len(charges) - images,
         charged_twice=len(charges) - len(first_accepted_s),
         jobs_left=jobs - images,
         jobs_not_charged=jobs - len(first_accepted_s),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COMPARISON_TITLES = (
-    "program", "of limit", "polls/job", "429s", "CPU ms/job", "images lost", "charged twice", "jobs left",
+    "program", "of limit", "polls/job", "429s", "CPU ms/job", "paid, no image", "charged twice", "jobs left",
 )  # fmt: skip
 TABLE_WIDTH = 130  # columns of the table in a file or a pipe
 BENCH_JSON = "bench.json"
@@ -97,7 +97,7 @@ def comparison_cells(row: ComparisonRow) -> list[str]:
         f"{steady.polls_per_job:.2f}",
         f"{steady.rate_limited:,}",
         f"{steady.cpu_ms_per_job:.1f}",
-        f"{killed.images_lost:,}",
+        f"{killed.paid_without_image:,}",
         f"{killed.charged_twice:,}",
         f"{killed.jobs_left:,}",
     ]

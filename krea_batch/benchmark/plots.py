@@ -105,7 +105,7 @@ COMPARISON_PANELS: dict[str, tuple[Callable[[ComparisonRow], float], str]] = {
     "used of the limit": (_steady(lambda run: run.limit_utilisation), ".2f"),
     "polls per job": (_steady(lambda run: run.polls_per_job), ".2f"),
     "CPU ms per job": (_steady(lambda run: run.cpu_ms_per_job), ".1f"),
-    "images lost": (_killed(lambda run: run.images_lost), ".0f"),
+    "paid, no image": (_killed(lambda run: run.paid_without_image), ".0f"),
     "charged twice": (_killed(lambda run: run.charged_twice), ".0f"),
     "jobs left": (_killed(lambda run: run.jobs_left), ".0f"),
 }

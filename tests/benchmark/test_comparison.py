@@ -39,7 +39,7 @@ RUN = ProgramRun(
     polls_per_job=2.5,
     rate_limited=1,
     cpu_ms_per_job=7.5,
-    images_lost=2,
+    paid_without_image=2,
     charged_twice=1,
     jobs_left=2,
     jobs_not_charged=1,
@@ -63,7 +63,7 @@ class TestCounts:
         """Without an accepted job, the share of the limit is None, and all jobs are left."""
         ledger = SimulatedLedger(SimulatedTotals(accepted=0, polls=0), [])
         run = count_run(ledger, 0, jobs=4, kills=0, per_s=2.0, cpu_s=0.0, problem="no network")
-        assert (run.limit_utilisation, run.images_lost, run.jobs_left, run.jobs_not_charged) == (None, 0, 4, 4)
+        assert (run.limit_utilisation, run.paid_without_image, run.jobs_left, run.jobs_not_charged) == (None, 0, 4, 4)
 
     def test_only_complete_images_count(self, tmp_path: Path) -> None:
         """A PNG that was cut off is no image."""

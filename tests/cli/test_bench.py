@@ -202,7 +202,10 @@ class TestCompared:
             assert steady["polls_per_job"] > 0
             assert steady["cpu_ms_per_job"] > 0
             assert killed["kills"] == KILLS
-            assert killed["images_lost"] == killed["charged_twice"] + killed["jobs_left"] - killed["jobs_not_charged"]
+            assert (
+                killed["paid_without_image"]
+                == killed["charged_twice"] + killed["jobs_left"] - killed["jobs_not_charged"]
+            )
             if program in ENGINES:
                 assert (steady["charged_twice"], killed["charged_twice"]) == (0, 0)
         assert rows[ComparedProgram.DEMO]["killed"]["charged_twice"] > 0
