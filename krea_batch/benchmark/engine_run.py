@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from krea_batch.benchmark.cases import Case
 from krea_batch.benchmark.recorder import Recorder, measure_loop_lag
 from krea_batch.engine.engine import Engine
+from krea_batch.engine.signal_receiver import receive_signals
 from krea_batch.errors import KreaBatchError
 from krea_batch.events import Event, JobEnded
 from krea_batch.gateway.client import GatewayClient
@@ -22,6 +22,7 @@ from krea_batch.jobs import Job
 from krea_batch.pipeline.protocols import Gateway, ImageBody
 from krea_batch.rules.verdicts import Accepted, Finished, PollVerdict, PostVerdict, Refused
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings
+from krea_batch.storage.operating_system import INTERRUPTS
 
 
 class RecordingGateway:
@@ -56,7 +57,7 @@ class RecordingGateway:
 
 
 async def run_engine(case: Case, recorder: Recorder) -> None:
-    """Run the jobs of a case. The first SIGINT stops the run and waits for jobs in flight; the second aborts it."""
+    """Run the jobs of a case. The first Ctrl-C stops the run and waits for jobs in flight; the second aborts it."""
     settings = Settings.from_options(
         Path(case.out),
         gateway=case.gateway,
@@ -78,8 +79,10 @@ async def run_engine(case: Case, recorder: Recorder) -> None:
             lag_task = asyncio.create_task(measure_loop_lag(recorder.record.loop_lags_ms))
             stack.callback(lag_task.cancel)
             async with engine:
-                _handle_interrupts(engine)
-                await engine.run(_jobs(case))
+                with receive_signals(*INTERRUPTS) as received:
+                    interrupts_task = asyncio.create_task(_handle_interrupts(received, engine))
+                    stack.callback(interrupts_task.cancel)
+                    await engine.run(_jobs(case))
     except KreaBatchError as error:
         recorder.record.problem = str(error)
 
@@ -103,11 +106,9 @@ def _on_event(event: Event, recorder: Recorder) -> None:
         recorder.record_stored()
 
 
-def _handle_interrupts(engine: Engine) -> None:
-    def on_sigint() -> None:
+async def _handle_interrupts(received: AsyncIterator[object], engine: Engine) -> None:
+    async for _ in received:
         if engine.stopped is None:
             engine.stop("interrupted")
         else:
             engine.abort("interrupted")
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_sigint)

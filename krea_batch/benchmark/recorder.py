@@ -7,15 +7,12 @@ gateway. That duration is the difference of two timestamps of the gateway, so it
 from __future__ import annotations
 
 import asyncio
-import resource
-import sys
 import time
-from pathlib import Path
 
 from krea_batch.benchmark.cases import CaseRecord, WorkerProgress
+from krea_batch.storage.operating_system import memory_kib
 
 LOOP_SAMPLE_INTERVAL_S = 0.01  # chosen: short enough to find noticeable lag; 100 wake-ups per second cost little
-_PROC_STATUS = Path("/proc/self/status")
 
 
 class Recorder:
@@ -58,16 +55,6 @@ class Recorder:
         self.record.cpu_s = time.process_time() - self._cpu_at_start_s
         self.record.memory_kib = max(0, memory_kib(peak=True) - self._memory_at_start_kib)
         return self.record
-
-
-def memory_kib(*, peak: bool = False) -> int:
-    """Return the memory of this process, now or at its peak. Systems without /proc report only the peak."""
-    if _PROC_STATUS.is_file():
-        name = "VmHWM:" if peak else "VmRSS:"
-        lines = _PROC_STATUS.read_text("utf-8").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name))
-    max_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return max_rss // 1024 if sys.platform == "darwin" else max_rss  # macOS counts bytes
 
 
 async def measure_loop_lag(lags_ms: list[float]) -> None:

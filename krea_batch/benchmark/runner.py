@@ -6,7 +6,6 @@ simulated run, and stops a charged one so that its jobs in flight are completed.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import msgspec
 
 from krea_batch.benchmark.cases import Case, CaseRecord, WorkerProgress
 from krea_batch.benchmark.measurements import CaseResult, case_result
-from krea_batch.engine.child_process import child_environment, python_command
+from krea_batch.engine.child_process import INTERRUPT_SIGNALS, OWN_SESSION, child_environment, python_command
 from krea_batch.errors import InputError, InternalError, RunStopped
 from krea_batch.storage.atomic import replacing
 
@@ -66,7 +65,7 @@ class BenchRunner:
         return case_result(case, record)
 
     def interrupt(self) -> None:
-        """Count a Ctrl-C. Kill the worker of a simulated case, and send SIGINT to that of a charged one."""
+        """Count a Ctrl-C. Kill the worker of a simulated case, and interrupt that of a charged one."""
         self.interrupts += 1
         self._forward_interrupt()
 
@@ -75,7 +74,7 @@ class BenchRunner:
         if worker is not None and self._simulated:
             worker.kill()
         elif worker is not None:
-            worker.send_signal(signal.SIGINT)
+            worker.send_signal(INTERRUPT_SIGNALS[0])
 
     def _measure_charged(self, case: Case) -> CaseResult | None:
         """Run a case with real charges.
@@ -142,7 +141,7 @@ def running_simulator(*options: str) -> Iterator[dict[str, str]]:
 @contextmanager
 def running_child(command: list[str], env: dict[str, str], **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Start a child process that does not outlive the block."""
-    process = subprocess.Popen(command, env=env, start_new_session=True, **pipes)  # noqa: S603 - our own commands
+    process = subprocess.Popen(command, env=env, **OWN_SESSION, **pipes)  # noqa: S603 - our own commands
     try:
         yield process
     finally:

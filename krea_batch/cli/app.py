@@ -16,7 +16,6 @@ import io
 import locale
 import os
 import sys
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -57,7 +56,6 @@ COMMANDS = {
 """The commands, with their lines in `krea-batch --help`."""
 CONFIG_FILE = "krea-batch.toml"
 ENV_PREFIX = "KREA_BATCH"
-MAX_OPEN_FILES = (65_536, 10_240)  # chosen: more than a run opens; and OPEN_MAX of macOS, which may refuse more
 
 OK, SOME_FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -189,6 +187,8 @@ def main() -> None:
     from krea_batch.errors import InputError, InternalError, KreaBatchError
 
     restart_in_utf8_mode()
+    from krea_batch.storage.operating_system import raise_open_files_limit
+
     raise_open_files_limit()
     sys.excepthook = _print_traceback
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -227,25 +227,6 @@ def restart_in_utf8_mode() -> None:
     os.environ["PYTHONUTF8"] = "1"  # for child processes
     command = command_in_utf8_mode()
     os.execv(command[0], command)  # noqa: S606 - this program
-
-
-def raise_open_files_limit() -> None:
-    """Raise this process's soft limit of open files to its hard limit. Many systems set the soft one low.
-
-    The library leaves the limit to its caller.
-    """
-    if sys.platform == "win32":
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for limit in MAX_OPEN_FILES:
-        wanted = limit if hard == resource.RLIM_INFINITY else min(hard, limit)
-        if soft == resource.RLIM_INFINITY or soft >= wanted:
-            return
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            return
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+from typing import Any
 
 from krea_batch.settings import KEY_VARIABLE
+from krea_batch.storage.operating_system import IS_WINDOWS
+
+_WINDOWS_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+OWN_SESSION: dict[str, Any] = {"creationflags": _WINDOWS_GROUP} if IS_WINDOWS else {"start_new_session": True}
+"""Options of a child process that does not get the Ctrl-C of the terminal."""
+INTERRUPT_SIGNALS: tuple[int, ...] = (
+    (getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM),) if IS_WINDOWS else (signal.SIGINT, signal.SIGTERM)
+)
+"""What interrupts such a child: each of them is a Ctrl-C for it. The same signal twice may arrive as one."""
 
 
 def python_command(module: str, *arguments: str) -> list[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -25,7 +24,7 @@ import anyio.to_thread
 import msgspec
 from aiohttp import web
 
-from krea_batch.engine.child_process import child_environment, python_command
+from krea_batch.engine.child_process import INTERRUPT_SIGNALS, OWN_SESSION, child_environment, python_command
 from krea_batch.gallery.report import item, render_page, script_csp_source
 from krea_batch.gallery.thumbnails import ThumbnailCache, local_image_path
 from krea_batch.jobs import FINAL, Outcome
@@ -161,7 +160,7 @@ class Gallery:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env=self._environment,
-                start_new_session=True,  # only `_interrupt` passes on a Ctrl-C in the terminal
+                **OWN_SESSION,  # only `_interrupt` passes on a Ctrl-C in the terminal
             )
             try:
                 retry_output, _ = await process.communicate("".join(f"{job_id}\n" for job_id in ids).encode())
@@ -187,7 +186,7 @@ async def _interrupt(process: asyncio.subprocess.Process) -> None:
 
     It then waits for the responses of pending POSTs, so no job becomes ambiguous. asyncio would kill it.
     """
-    for signal_number in (signal.SIGINT, signal.SIGTERM):  # two signals with the same number may be merged into one
+    for signal_number in INTERRUPT_SIGNALS:
         with suppress(ProcessLookupError):
             process.send_signal(signal_number)
     await process.wait()

@@ -2,6 +2,8 @@
 
 run_dir           the run directory: its files, its lock
 process_lock      locks that show that a run has ended, even if its process was killed
+operating_system  what differs between operating systems
+directory_lock    locks on directories
 atomic            replace a file atomically
 os_errors         what to do about an error of the operating system
 outputs           guards the files and directories that commands write at a user's paths

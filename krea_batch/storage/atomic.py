@@ -8,19 +8,34 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from krea_batch.storage.operating_system import (
+    BINARY,
+    OPEN_FLAGS,
+    SYNC_FLAGS,
+    full_sync,
+    refuse_link,
+    sharing_waits_s,
+)
+
 MAX_NAME_BYTES = 255  # the limit of ext4, XFS, Btrfs, APFS and NTFS
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
-_NOT_SUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)  # of F_FULLFSYNC
+_DIRECTORY_ERRORS = (errno.EACCES, errno.EISDIR, errno.EBADF, errno.EINVAL)
+
+
+def open_file(path: str | Path, flags: int, mode: int = 0o644) -> int:
+    """Open a file for bytes and return its descriptor. Fails for a symbolic link, which would lead elsewhere."""
+    refuse_link(path)
+    return os.open(path, flags | OPEN_FLAGS, mode)
 
 
 def open_for_writing(path: str | Path, flags: int = 0) -> int:
-    """Open a file for writing and return its descriptor. Fails for a symbolic link, which would lead elsewhere."""
-    return os.open(path, os.O_WRONLY | NO_FOLLOW | flags, 0o644)
+    """Open a file for writing, as `open_file` does."""
+    return open_file(path, os.O_WRONLY | flags)
 
 
 def part_path(final: Path) -> Path:
@@ -35,38 +50,45 @@ def part_path(final: Path) -> Path:
 
 
 def sync_fd(fd: int) -> None:
-    """Make the bytes of an open file, or the names of a directory, durable. Raises OSError.
-
-    On macOS, fsync leaves them in the cache of the drive; F_FULLFSYNC does not (fsync(2) of macOS). File systems that
-    have nothing better than fsync refuse F_FULLFSYNC.
-    """
-    if os.name != "nt":
-        import fcntl
-
-        if full_sync := getattr(fcntl, "F_FULLFSYNC", 0):
-            try:
-                fcntl.fcntl(fd, full_sync)
-            except OSError as error:
-                if error.errno not in _NOT_SUPPORTED:
-                    raise
-            else:
-                return
-    os.fsync(fd)
+    """Make the bytes of an open file, or the names of a directory, durable. Raises OSError."""
+    if not full_sync(fd):
+        os.fsync(fd)
 
 
 def fsync_path(path: str | Path) -> None:
-    """Make a file's bytes, or a directory's names, durable. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY)
+    """Make a file's bytes, or a directory's names, durable. Raises OSError.
+
+    Systems that cannot open or sync directories make names durable by themselves, or have no call for it. PostgreSQL
+    ignores the same errors (fsync_fname_ext in fd.c).
+    """
     try:
-        sync_fd(fd)
-    finally:
-        os.close(fd)
+        fd = os.open(path, SYNC_FLAGS | BINARY)
+        try:
+            sync_fd(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno not in _DIRECTORY_ERRORS or not Path(path).is_dir():
+            raise
+
+
+def replace(source: str | Path, target: str | Path) -> None:
+    """Rename a file, replacing any file with the new name. Not durable yet. Raises OSError."""
+    try:
+        os.replace(source, target)  # noqa: PTH105 - crash tests replace this module's `os`
+    except OSError as error:
+        for wait_s in sharing_waits_s(error):
+            time.sleep(wait_s)
+            with suppress(PermissionError):
+                os.replace(source, target)  # noqa: PTH105
+                return
+        raise
 
 
 def commit(part: Path, final: Path) -> None:
     """Rename a complete file to its final name, replacing any file there. Durable at return. Raises OSError."""
     fsync_path(part)
-    os.replace(part, final)  # noqa: PTH105 - crash tests replace this module's `os`
+    replace(part, final)
     fsync_path(final.parent)
 
 

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from krea_batch.storage.operating_system import suspended_s
+
 
 def monotonic_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """Return a clock that advances while callbacks run.
@@ -18,9 +20,6 @@ def monotonic_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
 
 
 def boottime_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """Return a clock as `monotonic_clock` does that also advances while the machine is suspended."""
+    """Return a clock as `monotonic_clock` does that also advances while the machine is suspended, on Linux."""
     now_s = monotonic_clock(loop)
-    clock = getattr(time, "CLOCK_BOOTTIME", None)  # Linux; elsewhere the clock of the loop has to do
-    if clock is None:
-        return now_s
-    return lambda: now_s() + time.clock_gettime(clock) - time.clock_gettime(time.CLOCK_MONOTONIC)
+    return lambda: now_s() + suspended_s()

@@ -18,10 +18,11 @@ from threading import Lock
 from typing import ParamSpec, TypeVar
 
 from krea_batch.jobs import StoredFile
-from krea_batch.storage.atomic import fsync_path, open_for_writing, sync_fd
+from krea_batch.storage.atomic import fsync_path, open_for_writing, replace, sync_fd
 from krea_batch.storage.image_types import EXTENSIONS, PNG, ImageValidator, measure_image
+from krea_batch.storage.operating_system import start_writing
 from krea_batch.storage.png import ImageError
-from krea_batch.storage.run_dir import IMAGES, candidate_names, has_content
+from krea_batch.storage.run_dir import IMAGES, candidate_names, has_content, local_name
 
 __all__ = ["ImageError", "ImageFile", "commit_many", "remove_stale_parts", "stale_parts", "write_to_part"]
 
@@ -58,11 +59,11 @@ class ImageFile:
         self.job_id = job_id or name
         self.output = output
         self.images_dir = f"{out}/{IMAGES}"  # Path objects would cost as much as the calls
-        self.stem = name
-        part_name = self.job_id if output == 1 else f"{self.job_id}-{output}"
+        self.stem = local_name(name)
+        part_name = local_name(self.job_id if output == 1 else f"{self.job_id}-{output}")
         run = f".{run_no}" if run_no else ""
         self._part = f"{self.images_dir}/{part_name}.{job_no}{run}{PART_SUFFIX}"
-        self._move = _link_and_unlink if run_no else os.replace
+        self._move = _link_and_unlink if run_no else replace
         self._fd = -1  # open from the last bytes until the sync
         self._validator = ImageValidator()
         self._size_px = 0, 0
@@ -103,8 +104,8 @@ class ImageFile:
 
     def start_sync(self) -> None:
         """Make the disk start writing, which shortens the sync (measured: by a third)."""
-        if self._fd >= 0 and (advise := getattr(os, "posix_fadvise", None)):  # not on macOS and Windows
-            advise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        if self._fd >= 0:
+            start_writing(self._fd)
 
     def sync(self) -> None:
         """Make the bytes durable. Raises OSError."""
@@ -195,7 +196,7 @@ def _link_and_unlink(part: str, final: str) -> None:
     except FileExistsError:
         raise
     except OSError:  # The file system has no hard links, so another run may take the name in this moment.
-        os.replace(part, final)  # noqa: PTH105
+        replace(part, final)
     else:
         os.unlink(part)  # noqa: PTH108
 

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from krea_batch.errors import InputError
-from krea_batch.storage.atomic import NO_FOLLOW, fsync_path
+from krea_batch.storage.atomic import fsync_path, open_file, replace
+from krea_batch.storage.operating_system import NO_WAITING, read_at
 from krea_batch.storage.os_errors import next_step
 from krea_batch.storage.run_dir import (
     DUPLICATES,
@@ -96,7 +97,7 @@ def replacing_output(output: Path, check_existing: CheckExisting, *, run: Path |
         if os.path.lexists(real):
             _replace(part, real, old, check_existing)
         else:
-            part.rename(real)
+            replace(part, real)
         fsync_path(real.parent)
         done = True
     finally:
@@ -117,8 +118,7 @@ def open_for_append(path: Path, is_own_line: Callable[[bytes], bool], what: str)
     OSError if it cannot be opened, or is a symbolic link.
     """
     # Without O_NONBLOCK, opening a named pipe would wait for a reader. It has no effect on a file.
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0)
-    fd = os.open(path, flags, 0o600)
+    fd = open_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_WAITING, 0o600)
     try:
         problem = _problem_of_file(fd, is_own_line, what)
     except BaseException:
@@ -136,7 +136,7 @@ def _problem_of_file(fd: int, is_own_line: Callable[[bytes], bool], what: str) -
         return "is a device or a pipe, not a file"
     if status.st_nlink > 1:
         return "has other names (hard links), so it may be a file of something else"
-    if status.st_size and not is_own_line(os.pread(fd, _FIRST_LINE_BYTES, 0).partition(b"\n")[0]):
+    if status.st_size and not is_own_line(read_at(fd, _FIRST_LINE_BYTES, 0).partition(b"\n")[0]):
         return f"exists and is no {what} of krea-batch"
     return None
 
@@ -154,14 +154,14 @@ def _replace(part: Path, real: Path, old: Path, check_existing: CheckExisting) -
     """Give `part` the name of an existing output, which is moved to `old` if it is a directory."""
     if not real.is_dir() and not part.is_dir():
         check_existing(real)
-        part.replace(real)  # atomic
+        replace(part, real)  # atomic
         return
-    real.rename(old)
+    replace(real, old)
     try:
         check_existing(old)  # only now, since others could add files to it until here
-        part.rename(real)
+        replace(part, real)
     except BaseException:
-        old.rename(real)
+        replace(old, real)
         raise
 
 

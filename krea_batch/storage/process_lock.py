@@ -29,7 +29,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from krea_batch.rules.lease import LEASE_S
-from krea_batch.storage.atomic import NO_FOLLOW
+from krea_batch.storage.operating_system import NO_FOLLOW, OPEN_DIRECTORY, fcntl, user_id
 
 log = logging.getLogger("krea_batch")
 
@@ -118,16 +118,16 @@ def _lock_new_file() -> tuple[str, int]:
 @contextmanager
 def _open_folder(*, create: bool = False) -> Iterator[int]:
     """Open the folder with the lock files of this user. Raises OSError if others can write or read it."""
-    if os.name == "nt":
+    if fcntl is None:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-    path = Path(tempfile.gettempdir()) / f"krea-batch-{os.geteuid()}"
+    path = Path(tempfile.gettempdir()) / f"krea-batch-{user_id()}"
     if create:
         with suppress(FileExistsError):
             path.mkdir(0o700)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | NO_FOLLOW)
+    fd = os.open(path, os.O_RDONLY | OPEN_DIRECTORY | NO_FOLLOW)
     try:
         status = os.fstat(fd)
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        if status.st_uid != user_id() or status.st_mode & 0o077:
             raise PermissionError(errno.EPERM, "not a folder of this user alone", str(path))
         yield fd
     finally:
@@ -149,8 +149,6 @@ def _file_name(name: str) -> str:
 
 def _try_lock(fd: int) -> bool:
     """Lock a file exclusively. Return False if another process has locked it. Raises OSError."""
-    import fcntl  # not on Windows
-
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -18,6 +18,7 @@ import msgspec
 from krea_batch.errors import JobError
 from krea_batch.jobs import FileReference, ImageStyleReference, Job
 from krea_batch.storage.image_types import EXTENSIONS, detect_media_type
+from krea_batch.storage.operating_system import BINARY, NO_WAITING
 
 MAX_REFERENCE_BYTES = 32 << 20  # chosen: ten times a large photo; the API document names no limit
 REFERENCE_FILES = "reference_files"
@@ -107,7 +108,7 @@ def _read(path: str) -> bytes:
 
 def _open(path: str) -> BinaryIO:
     # Opening a pipe would wait for a writer, so it is opened without blocking, and refused.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(path, os.O_RDONLY | NO_WAITING | BINARY)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(0, "not a regular file")

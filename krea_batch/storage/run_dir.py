@@ -1,9 +1,6 @@
 """The run directory: its files, its lock, and the names of images.
 
-The lock is on the directory itself, so no lock file is left behind. It ends with the process, even if that is killed.
-
-It is an flock, which belongs to the open file description. A forked child shares the description and would keep the
-directory locked after its parent has ended, so a child closes its copy.
+The lock ends with the process, even if that is killed; see `directory_lock`.
 """
 
 from __future__ import annotations
@@ -11,15 +8,16 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from weakref import WeakSet
 
 from krea_batch.errors import RunDirError
+from krea_batch.rules.image_names import safe_path
+from krea_batch.storage.directory_lock import CAN_SHARE, DirectoryLock, is_free, open_lock
 from krea_batch.storage.image_types import EXTENSIONS, HEAD_BYTES, PNG, detect_media_type
+from krea_batch.storage.operating_system import HAS_UNIX_NAMES
 from krea_batch.storage.os_errors import next_step
 from krea_batch.storage.png import make_chunk
 
@@ -31,7 +29,6 @@ SIMULATOR_STATE_FILE = "simulated.jsonl"  # what the embedded simulator accepted
 IMAGES = "images"
 PNG_END = make_chunk(b"IEND", b"")
 TAKEN_SUFFIX = re.compile(r"~(?:[2-9]|[1-9][0-9]+)$")  # of an image whose name was taken; see `candidate_names`
-MAX_LOCK_ATTEMPTS, LOCK_RETRY_S = 10, 0.01  # chosen: `is_locked` of other processes holds its lock for an instant
 
 
 class RunDir:
@@ -41,8 +38,8 @@ class RunDir:
         self.path = path
         self.ledger = path / LEDGER
         self.is_alone = False
-        self._fd = -1
-        self._shared_fd = -1  # of images/, whose lock shows others that runs share the directory
+        self._lock: DirectoryLock | None = None
+        self._shared_lock: DirectoryLock | None = None  # of images/; it shows others that runs share the directory
 
     def lock(self, *, shared: bool = False) -> None:
         """Create and lock the directory. With `shared`, processes that share it may have it, too.
@@ -50,22 +47,20 @@ class RunDir:
         Afterwards `is_alone` says whether no other process has it. If that is so and it will be shared, no other one
         gets it before `share` is called. Raises RunDirError if another process has it, or it cannot be created.
         """
-        if os.name == "nt":
-            raise RunDirError(self.path, "directories cannot be locked on Windows", "run krea-batch in WSL")
         try:
             create_directory(self.path)
             (self.path / IMAGES).mkdir(exist_ok=True)
-            self._fd = os.open(self.path, os.O_RDONLY)
-            if shared:
-                self._shared_fd = os.open(self.path / IMAGES, os.O_RDONLY)
+            self._lock = lock = open_lock(self.path)
+            if shared and CAN_SHARE:
+                self._shared_lock = open_lock(self.path / IMAGES)
         except OSError as error:
             raise unusable_directory(self.path, error) from error
         _LOCKED.add(self)
         try:
-            self.is_alone = _try_lock(self._fd)
-            is_free = self.is_alone or (shared and _try_lock(self._fd, shared=True))
-            if is_free and shared:
-                is_free = _try_lock(self._shared_fd, shared=True)
+            self.is_alone = lock.try_lock()
+            has_it = self.is_alone or (shared and CAN_SHARE and lock.try_lock(shared=True))
+            if has_it and self._shared_lock:
+                has_it = self._shared_lock.try_lock(shared=True)
         except OSError as error:
             self.unlock()
             raise RunDirError(
@@ -73,7 +68,7 @@ class RunDir:
                 f"directories cannot be locked on its file system ({error.strerror})",
                 "use a run directory on a local disk of this machine",
             ) from error
-        if not is_free:
+        if not has_it:
             self.unlock()
             if any(other.path.exists() and self.path.samefile(other.path) for other in _LOCKED):
                 hint = "close it (`aclose`, or leave its `async with`), or use another run directory"
@@ -81,34 +76,39 @@ class RunDir:
             raise self._in_use()
 
     def share(self) -> None:
-        """Let other processes that share the directory have it, too. Raises RunDirError if one took it instead."""
+        """Let other processes that share the directory have it, too. Raises RunDirError if one took it instead.
+
+        Where locks cannot be shared, this process keeps the directory for itself. Others can work on the same run in
+        directories of their own, if its ledger is in a database.
+        """
         self.is_alone = False
-        if not _try_lock(self._fd, shared=True):
+        if not (self._lock and self._lock.try_lock(shared=True)):
             raise self._in_use()
 
     def try_to_be_alone(self) -> bool:
         """Return whether no other process has the directory; it is then locked for this one. Else it is unlocked."""
-        self.is_alone = _try_lock(self._fd)
+        self.is_alone = self._lock is not None and self._lock.try_lock()
         return self.is_alone
 
     def _in_use(self) -> RunDirError:
-        hint = "wait for it, or use another run directory; only runs with --shared can work together"
+        together = "only runs with --shared can work together" if CAN_SHARE else "on this system, two cannot share it"
+        hint = f"wait for it, or use another run directory; {together}"
         return RunDirError(self.path, "another krea-batch is using it", hint)
 
     def unlock(self) -> None:
         """Release the lock. Idempotent."""
         _LOCKED.discard(self)
-        for fd in (self._fd, self._shared_fd):
-            if fd >= 0:
-                _release(fd)
-        self._fd = self._shared_fd = -1
+        for lock in (self._lock, self._shared_lock):
+            if lock:
+                lock.release()
+        self._lock = self._shared_lock = None
 
     def _close_after_fork(self) -> None:
         """Close the copies of a forked child. The parent keeps its locks."""
-        for fd in (self._fd, self._shared_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._fd = self._shared_fd = -1
+        for lock in (self._lock, self._shared_lock):
+            if lock:
+                lock.close_after_fork()
+        self._lock = self._shared_lock = None
 
 
 _LOCKED = WeakSet[RunDir]()
@@ -135,21 +135,15 @@ def file_size(path: Path) -> int:
 def is_locked(path: Path) -> bool:
     """Return whether a process has locked the run directory; False where directories cannot be locked."""
     # A run that has the directory alone locks it exclusively. Runs that share it have a shared lock on images/.
-    return not (_can_lock(path, shared=True) and _can_lock(path / IMAGES))
+    return not (is_free(path, shared=True) and is_free(path / IMAGES))
 
 
-def _can_lock(path: Path, *, shared: bool = False) -> bool:
-    """Return whether a directory could be locked now, or there is none, or directories cannot be locked."""
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except OSError:
-        return True
-    try:
-        return _try_lock(fd, shared=shared)
-    except OSError:
-        return True
-    finally:
-        _release(fd)
+def local_name(name: str) -> str:
+    """Return the name of an image, a relative path with slashes, as this system can write it.
+
+    Windows forbids some characters, names of devices such as `con`, and dots at the end.
+    """
+    return name if HAS_UNIX_NAMES else safe_path(name)
 
 
 def candidate_names(stem: str, extension: str) -> Iterator[str]:
@@ -165,7 +159,7 @@ def existing_images(out: Path, names: Iterable[str]) -> list[str]:
     Files that krea-batch cannot have written are not counted. Raises OSError.
     """
     directory = f"{out}/{IMAGES}"
-    paths = (f"{name}{extension}" for name in names for extension in EXTENSIONS.values())
+    paths = (f"{local_name(name)}{extension}" for name in names for extension in EXTENSIONS.values())
     # For a name that does not exist, `access` takes half as long as `stat`, which raises.
     return [each for each in paths if os.access(path := f"{directory}/{each}", os.F_OK) and is_image(Path(path))]
 
@@ -253,30 +247,3 @@ def require_run(out: Path) -> None:
                 f" krea-batch recover {out}",
             )
         raise RunDirError(out, "not a run directory", f"it has no {LEDGER}; pass the --out of a run")
-
-
-def _try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Lock a directory exclusively, or `shared` with other queries. Return False if another process has it.
-
-    Raises OSError if the file system has no locks: some network file systems, and some in user space.
-    """
-    import fcntl  # not on Windows
-
-    for n in range(MAX_LOCK_ATTEMPTS):
-        if n:
-            time.sleep(LOCK_RETRY_S)
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        return True
-    return False
-
-
-def _release(fd: int) -> None:
-    """Release a lock, if there is one, for every process that shares it, and close the file."""
-    import fcntl  # not on Windows
-
-    with suppress(OSError):  # There is no lock, because the file system has none.
-        fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)

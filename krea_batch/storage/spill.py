@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from krea_batch.storage.atomic import NO_FOLLOW, fsync_path, replacing
+from krea_batch.storage.atomic import fsync_path, open_file, replacing, sync_fd
+from krea_batch.storage.operating_system import make_private, read_at
 
 SPILL = "unrecorded.jsonl"
 
@@ -40,15 +41,15 @@ _read = msgspec.json.Decoder(SpilledId).decode
 def write_spill(out: Path, job_id: str, request_id: str, at: float) -> None:
     """Append the request_id of a job to OUT/unrecorded.jsonl, durably. Raises OSError. Blocks."""
     line = msgspec.json.encode(SpilledId(job_id, request_id, at)) + b"\n"
-    fd = os.open(out / SPILL, os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_FOLLOW, 0o600)
+    fd = open_file(out / SPILL, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         size_bytes = os.fstat(fd).st_size
-        if size_bytes and os.pread(fd, 1, size_bytes - 1) != b"\n":
+        if size_bytes and read_at(fd, 1, size_bytes - 1) != b"\n":
             line = b"\n" + line  # the disk was full, or the power failed, while the last line was written
         data = memoryview(line)
         while data:
             data = data[os.write(fd, data) :]
-        os.fsync(fd)
+        sync_fd(fd)
     finally:
         os.close(fd)
     fsync_path(out)
@@ -57,7 +58,7 @@ def write_spill(out: Path, job_id: str, request_id: str, at: float) -> None:
 def read_spill(out: Path) -> list[SpillLine]:
     """Return the lines of OUT/unrecorded.jsonl, none if there is no file. Raises OSError."""
     try:
-        fd = os.open(out / SPILL, os.O_RDONLY | NO_FOLLOW)
+        fd = open_file(out / SPILL, os.O_RDONLY)
     except FileNotFoundError:
         return []
     with os.fdopen(fd, "rb") as file:
@@ -72,7 +73,7 @@ def keep_spill(out: Path, remaining: Sequence[SpillLine]) -> None:
         fsync_path(out)
         return
     with replacing(path) as file:
-        os.fchmod(file.fileno(), 0o600)
+        make_private(file.fileno())
         file.writelines(line.data + b"\n" for line in remaining)
 
 

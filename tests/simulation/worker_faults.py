@@ -13,7 +13,7 @@ from unittest.mock import patch
 from krea_batch.ledger import writer
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.lease import FailureDetector
-from krea_batch.storage import run_dir
+from krea_batch.storage import directory_lock
 from krea_batch.storage.process_lock import ProcessLock, remove_lock_file
 from krea_batch.storage.run_dir import RunDir
 from tests.simulation.worker_loop import SimulatedWorker, WorkerLoop, current_worker
@@ -182,7 +182,7 @@ def _watched_run_dirs(files: dict[SimulatedWorker, WorkerFiles]) -> Iterator[Non
     with (
         patch.object(RunDir, "lock", watched_lock),
         patch.object(RunDir, "try_to_be_alone", watched_try_to_be_alone),
-        patch.object(run_dir, "LOCK_RETRY_S", 0.0),
+        patch.object(directory_lock, "LOCK_RETRY_S", 0.0),
     ):
         yield
 

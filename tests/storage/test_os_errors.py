@@ -97,7 +97,7 @@ def test_the_command_raises_the_limit(user: str, soft: int, hard: int, expected:
 
 def test_a_machine_that_refuses_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the system refuses the first limit, a lower one is tried, and a refusal of both is no error."""
-    from krea_batch.cli.app import MAX_OPEN_FILES, raise_open_files_limit
+    from krea_batch.storage.operating_system import MAX_OPEN_FILES, raise_open_files_limit
 
     tried: list[int] = []
 

@@ -145,11 +145,10 @@ def _check_state_file(path: Path) -> None:
 async def _serve(settings: SimulatorSettings, as_json: bool) -> None:
     import signal
 
-    import anyio
-
+    from krea_batch.engine.signal_receiver import receive_signals
     from krea_batch.testing.simulator import Simulator
 
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with receive_signals(signal.SIGINT, signal.SIGTERM) as signals:
         async with Simulator(settings) as simulator:
             _print_urls(simulator, as_json)
             async for _ in signals:

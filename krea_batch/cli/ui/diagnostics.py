@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import ssl
-import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -36,6 +35,8 @@ from krea_batch.gateway.url_policy import check_networks
 from krea_batch.ledger import inspect_database, read_ledger
 from krea_batch.ledger.sqlite import SQLITE_VERSION
 from krea_batch.settings import KEY_VARIABLE, Settings
+from krea_batch.storage.atomic import sync_fd
+from krea_batch.storage.operating_system import max_open_files
 from krea_batch.storage.run_dir import RunDir, has_ledger
 
 TYPICAL_IMAGE_BYTES = 2_000_000  # chosen: the size of a one-megapixel image, rounded up
@@ -171,7 +172,7 @@ def _check_disk(out: Path) -> list[Finding]:
         with tempfile.TemporaryFile(dir=existing_dir) as file:
             file.write(b"krea-batch")
             file.flush()
-            os.fsync(file.fileno())
+            sync_fd(file.fileno())
         with tempfile.TemporaryDirectory(dir=existing_dir) as directory:
             run_dir = RunDir(Path(directory))
             run_dir.lock()
@@ -229,13 +230,9 @@ def _file_system(folder: Path) -> str:
 
 
 def _check_open_files(max_in_flight: int) -> Finding:
-    if sys.platform == "win32":
-        return Finding("files", "ok", "no relevant limit of open files")
-    import resource
-
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = max_open_files()
     needed = max_in_flight + OTHER_OPEN_FILES
-    if limit != resource.RLIM_INFINITY and limit < needed:
+    if limit < needed:
         hint = f"raise the hard limit (ulimit -Hn) to {needed}, or use a lower --max-in-flight"
         return Finding(
             "files", "warn", f"limit of {limit:,} open files; {max_in_flight:,} jobs in flight may need more", hint

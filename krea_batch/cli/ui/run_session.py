@@ -26,6 +26,7 @@ from krea_batch.cli.ui.run_status import EndedJobs, EngineStatusReader, RecentEr
 from krea_batch.cli.ui.summary import RunSummary, RunTotals
 from krea_batch.engine.engine import Engine
 from krea_batch.engine.event_loop import run_event_loop
+from krea_batch.engine.signal_receiver import receive_signals
 from krea_batch.errors import (
     InputError,
     JobError,
@@ -45,6 +46,7 @@ from krea_batch.ledger.paging import iter_rows
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 from krea_batch.sources import CheckResult, JobFiles
 from krea_batch.sources.moved_rows import RecordedJobs
+from krea_batch.storage.operating_system import STOP_SIGNALS
 from krea_batch.storage.os_errors import next_step
 from krea_batch.storage.outputs import open_for_append
 from krea_batch.storage.run_dir import (
@@ -300,7 +302,7 @@ class RunSession:
         return msgspec.structs.replace(self._settings, gateway=url), ApiKey("simulated")
 
     async def _handle_signals(self, engine: Engine) -> None:
-        with anyio.open_signal_receiver(*_stop_signals()) as received:
+        with receive_signals(*_stop_signals()) as received:
             async for _ in received:
                 self._interrupts += 1
                 if self._interrupts == 1:
@@ -363,8 +365,6 @@ def _stop_of(error: KreaBatchError, engine: Engine) -> KreaBatchError:
 
 def _stop_signals() -> list[signal.Signals]:
     """Return the signals that stop a run. A closed terminal (SIGHUP) is one, unless it is ignored, as by nohup."""
-    signals = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
-        signals.append(hangup)
-    return signals
+    is_ignored = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if not (number is hangup and is_ignored)]

@@ -14,7 +14,8 @@ from pathlib import Path
 from krea_batch.errors import RunDirError
 from krea_batch.ledger.sql_queries import read_schema
 from krea_batch.ledger.sqlite.busy import is_busy, locked_error, wait_while_busy
-from krea_batch.storage.atomic import NO_FOLLOW
+from krea_batch.storage.atomic import open_file
+from krea_batch.storage.operating_system import is_read_only, make_private
 from krea_batch.storage.os_errors import next_step
 from krea_batch.storage.run_dir import file_size, is_locked
 
@@ -82,14 +83,14 @@ def _require_file_of_wal(path: Path) -> None:
 def _create_private(path: Path) -> None:
     """Create the file for its owner only, unless it exists: SQLite would let everyone read it."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o600)
+        fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return
     except OSError as error:
         problem = f"cannot create the ledger ({error.strerror})"
         raise RunDirError(path, problem, "use another run directory") from error
     try:
-        os.fchmod(fd, 0o600)  # whatever the umask is
+        make_private(fd)  # whatever the umask is
     finally:
         os.close(fd)
 
@@ -173,7 +174,9 @@ def _initialize(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
-    connection.execute("PRAGMA fullfsync = ON")  # macOS: as `storage.atomic.sync_fd`; elsewhere without effect
+    connection.execute(
+        "PRAGMA fullfsync = ON"
+    )  # macOS: as `storage.operating_system.full_sync`; elsewhere without effect
     connection.execute("PRAGMA checkpoint_fullfsync = ON")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     connection.execute("BEGIN")
@@ -206,7 +209,7 @@ def _find_denied(path: Path) -> tuple[Path, str, int] | None:
     for needed, verb in ((os.R_OK, "read"), (os.W_OK, "write")):
         for file in (path.parent, path, wal_of(path), path.with_name(f"{path.name}-shm")):
             if file.exists() and not os.access(file, needed):
-                is_read_only_disk = needed == os.W_OK and os.statvfs(file).f_flag & os.ST_RDONLY
+                is_read_only_disk = needed == os.W_OK and is_read_only(file)
                 return file, verb, errno.EROFS if is_read_only_disk else errno.EACCES
     return None
 
