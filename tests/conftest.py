@@ -22,6 +22,8 @@ from tests.processes import (
     let_children_be_interrupted,
 )
 
+PORTABLE_FOLDERS = ("forecast", "pipeline", "rules", "sources")
+
 let_children_be_interrupted()
 
 # Images of containers often set it. The hundreds of processes that the tests start would then each compile the
@@ -42,6 +44,13 @@ settings.load_profile("without deadline")
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Leave bytes out of the names of tests: they may differ in each worker (the time in gzip), which refuse that."""
     return argname if isinstance(val, bytes) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of PORTABLE_FOLDERS. Others carry the marker themselves, or need what only Unix has."""
+    for item in items:
+        if item.path.parent.name in PORTABLE_FOLDERS:
+            item.add_marker(pytest.mark.portable)
 
 
 def pytest_collection_finish() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import subprocess
 import tempfile
@@ -73,6 +72,8 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._programs / program), f"--pgdata={self._data}", *arguments]
+        import pwd  # not on Windows
+
         user = USER if os.geteuid() == 0 else None
         with (self.folder / f"{program}.txt").open(
             "w"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from krea_batch.cli.commands.simulate import simulate, simulator_settings
+from krea_batch.storage.operating_system import STOP_SIGNALS
 from krea_batch.testing import SimulatorThread
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
@@ -37,13 +37,13 @@ def has_room_in_memory() -> bool:
 
 
 def let_children_be_interrupted() -> None:
-    """Make SIGINT and SIGHUP reach the processes that this one starts, even if this one was started to ignore them.
+    """Make the signals that stop a run reach child processes, even if this process was started to ignore them.
 
     A shell starts background jobs with SIGINT ignored, and nohup with SIGHUP ignored. A process passes that on to its
     children: a test that interrupts a child would wait forever. A handler is not passed on, so children start with
     the default action. It does nothing here, so this process still ignores the signal.
     """
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
 
@@ -175,6 +175,8 @@ def result_rows(out: Path) -> list[dict[str, Any]]:
 
 def answer_in_terminal(answer: str, *arguments: str | Path, cwd: Path, key: str = "test-key") -> int:
     """Run the command with a terminal as its input, answer its question, and return the exit code."""
+    import pty  # not on Windows
+
     terminal, child_terminal = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
@@ -207,6 +209,8 @@ def http_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 def run_in_terminal(command: list[str], cwd: Path) -> tuple[int, str]:
     """Run a command in a new terminal. Returns its exit code and all output of the terminal."""
+    import pty  # not on Windows
+
     terminal, child_terminal = pty.openpty()
     process = subprocess.Popen(
         command, cwd=cwd, stdin=child_terminal, stdout=child_terminal, stderr=child_terminal,
