@@ -22,7 +22,7 @@ from tests.processes import (
     let_children_be_interrupted,
 )
 
-PORTABLE_FOLDERS = ("forecast", "pipeline", "rules", "sources")
+PORTABLE_FOLDERS = ("forecast", "rules", "sources")
 
 let_children_be_interrupted()
 

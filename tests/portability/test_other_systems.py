@@ -147,6 +147,28 @@ def test_a_second_start_and_an_interrupt(other_system: OtherSystem) -> None:
     assert other_system.check_accounting() == 0
 
 
+@pytest.mark.slow
+def test_portable_tests_where_much_is_missing() -> None:
+    """Tests that are marked as portable pass without flock, Unix signals and directories that can be opened.
+
+    The forecast runs the whole engine with a ledger; the others show that the tests themselves need nothing of Unix.
+    """
+    missing = "without_flock,without_unix_signals,without_directory_sync"
+    tests = ["tests/forecast", "tests/rules/test_lease.py", "tests/sources/test_jsonl.py"]
+    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore:only soft file lock", "-m", "portable and not slow"]
+    done = subprocess.run(
+        [*simulated(missing, "pytest"), *options, *tests],
+        cwd=SIMULATED_SYSTEM.parents[2],
+        env=clean_environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"),
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+    assert " skipped" not in done.stdout
+
+
 @pytest.mark.portable
 @pytest.mark.slow
 def test_unusual_ids_on_windows(simulate: StartSimulator, tmp_path: Path) -> None:
