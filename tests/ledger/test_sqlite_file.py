@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sqlite3
 import subprocess
@@ -16,7 +17,7 @@ from krea_batch.errors import LedgerError, RunDirError
 from krea_batch.jobs import State
 from krea_batch.ledger import Charges
 from krea_batch.ledger.sqlite import SqliteLedger
-from krea_batch.ledger.sqlite.database import APPLICATION_ID, SCHEMA_VERSION
+from krea_batch.ledger.sqlite.database import APPLICATION_ID, SCHEMA_VERSION, next_step_of
 from tests.ledger.operations import accept, apply_all, finish, intent, state_of
 from tests.processes import PROCESS_TIMEOUT_S
 
@@ -184,3 +185,47 @@ def test_killed_in_a_transaction(path: Path) -> None:
     assert store.counts() == {State.ACCEPTED: 1}
     assert apply_all(store, intent("b")) == 2
     store.close()
+
+
+@pytest.fixture
+def damaged(path: Path) -> Path:
+    """A ledger whose page with the first jobs was overwritten."""
+    store = SqliteLedger.open(path)
+    apply_all(store, intent())
+    (page_bytes,) = store._sql.execute("PRAGMA page_size").fetchone()
+    (page,) = store._sql.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'jobs'").fetchone()
+    store.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * page_bytes)
+        file.write(b"\xff" * page_bytes)
+    return path
+
+
+def test_a_damaged_file_cannot_be_read(damaged: Path) -> None:
+    """A snapshot of a damaged ledger, and any other query, is an error with its path and what to do."""
+    with pytest.raises(LedgerError, match=r"ledger\.db: cannot read the ledger .*restore the ledger from a copy"):
+        SqliteLedger.snapshot(damaged)
+
+
+def test_the_damage_is_found(damaged: Path, tmp_path: Path) -> None:
+    """SQLite's check names the damage of a file, and nothing for a file that is whole."""
+    store, whole = SqliteLedger.open(damaged), SqliteLedger.open(tmp_path / "whole.db")
+    assert store.find_damage()
+    assert whole.find_damage() is None
+    assert whole.latest_run() is None
+    store.close()
+    whole.close()
+
+
+def test_what_to_do_about_a_full_disk() -> None:
+    """An error of the operating system and one of SQLite lead to the same advice."""
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorname = "SQLITE_FULL"
+    assert next_step_of(error) == next_step_of(OSError(errno.ENOSPC, "No space left")) == "free some disk space"
+
+
+def test_a_file_that_is_no_database(path: Path) -> None:
+    """The error of a file that SQLite does not know says what to do, once."""
+    path.write_bytes(b"x" * 4096)
+    with pytest.raises(RunDirError, match=r"restore the ledger from a copy, or use another run directory$"):
+        SqliteLedger.open(path)

@@ -229,7 +229,7 @@ _NEXT_STEPS = {
     "SQLITE_PERM": "check the permissions of the run directory",
     "SQLITE_BUSY": "close the other program that uses the ledger",
     "SQLITE_LOCKED": "close the other program that uses the ledger",
-    "SQLITE_NOTADB": "restore the ledger from a copy, or use another run directory",
-    "SQLITE_CORRUPT": "restore the ledger from a copy, or use another run directory",
+    "SQLITE_NOTADB": "restore the ledger from a copy",
+    "SQLITE_CORRUPT": "restore the ledger from a copy",
 }
 """What to do, by the beginning of the name of an SQLite result code (SQLite, Result and Error Codes)."""
