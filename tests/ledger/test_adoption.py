@@ -215,3 +215,14 @@ def test_no_file(tmp_path: Path) -> None:
     assert read_spill(tmp_path) == []
     keep_spill(tmp_path, [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_id_of_an_unknown_job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If the ledger has none of the jobs, the file stays as it is, and each line is logged."""
+    store = SqliteLedger.open(tmp_path / "ledger.db")
+    write_spill(tmp_path, "never seen", "r-1", 1.0)
+    before = (tmp_path / SPILL).read_bytes()
+    adopt_spill(store, tmp_path)
+    store.close()
+    assert (tmp_path / SPILL).read_bytes() == before
+    assert "r-1" in caplog.text

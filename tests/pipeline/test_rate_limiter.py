@@ -169,3 +169,8 @@ def test_submits_that_are_given_up_do_not_count() -> None:
         return loop.time() - started_s
 
     assert run_virtual(main()) <= MAX_UNSENT_S + 1.0
+
+
+def test_what_a_notebook_shows() -> None:
+    """A rate limiter is shown as the call that creates it."""
+    assert repr(RateLimiter("10/s")) == "RateLimiter('10/s')"

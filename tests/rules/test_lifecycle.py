@@ -24,6 +24,7 @@ from krea_batch.rules.lifecycle import (
     adopt,
     after_poll,
     after_post,
+    is_hopeless,
     on_resume,
     path_of,
     store,
@@ -424,3 +425,20 @@ def test_ambiguous_is_kept_unless_configured(errors: int, attempts: int) -> None
     for state in (State.SUBMITTING, State.AMBIGUOUS):
         kept = on_resume(state, errors=errors, max_attempts=attempts, resubmit_ambiguous=False)
         assert kept is State.AMBIGUOUS
+
+
+@pytest.mark.parametrize(
+    ("verdict", "hopeless"),
+    [
+        (Waiting("PROCESSING"), False),
+        (Waiting("ARCHIVED"), True),
+        (PollFailed("no such request", status=404), True),
+        (PollFailed("bad gateway", status=502), False),
+        (Failed("refused by the safety filter"), False),
+        (Errored("no capacity"), False),
+    ],
+    ids=["waiting", "an unlisted status", "404", "502", "failed", "errored"],
+)
+def test_whether_a_poll_is_hopeless(verdict: PollVerdict, hopeless: bool) -> None:
+    """A poll shows no sign of an end if the gateway does not know the job, or answers with a status of its own."""
+    assert is_hopeless(verdict) is hopeless

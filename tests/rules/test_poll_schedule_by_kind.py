@@ -81,6 +81,7 @@ def test_the_version_only_grows() -> None:
         ([0, 4], [], [], [4], None),  # the others were not polled at the age at which the first ended
         ([0, 1], [], [0, 0, 1], [], None),  # too few
         ([], [0, 5], [], [0, 0, 5], None),  # none has ended
+        ([], [], [], [], None),  # there are no jobs
         ([0, 4, 0, 0, 4], [], [0, 0, 4, 4], [], 2 / (0.8 + 64 / 99 + 4 / 7) ** 0.5),  # largest at the first ends
     ],
 )

@@ -513,3 +513,14 @@ def test_requests_that_share_the_limit_count() -> None:
         assert controller.wait_s(0.0) == 0
         controller.on_sent(0.0)
     assert controller.wait_s(0.0) > 0.99
+
+
+def test_an_earlier_limit_comes_too_late() -> None:
+    """A limit that an earlier run has found does not change the rate once a submit was sent."""
+    controller, late = RateController(100.0, discover=True), RateController(100.0, discover=True)
+    found = FoundLimit(50.0, 1.0, None)
+    controller.resume(found)
+    submit_next(late, 0.0)
+    before_per_s = late.per_s
+    late.resume(found)
+    assert late.per_s == before_per_s != controller.per_s

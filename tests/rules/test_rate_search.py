@@ -143,3 +143,11 @@ class TestRefusals:
         now_s, _ = run(search, 300.0, 302.0)
         refuse(search, now_s)
         assert search.per_s > 60.0
+
+
+def test_an_earlier_limit_above_the_maximum() -> None:
+    """A limit that an earlier run has found, and that is above the configured rate now, changes nothing."""
+    search = RateSearch(50.0, 50.0, is_known=True)
+    search.assume(80.0, 1.0, gap=0.1)
+    assert search.per_s == 50.0
+    assert search.limit_per_s is None

@@ -155,3 +155,14 @@ def test_a_submit_that_may_be_refused_is_sent_alone() -> None:
     assert fill.on_accepted(sent_s)
     log.on_sent(sent_s + 0.5)
     assert fill.free_s(0, 0.5) < sent_s + 0.5
+
+
+def test_a_window_that_becomes_a_bucket() -> None:
+    """If the limiter has no window any more, windows are no longer filled."""
+    run = FillRun(SlidingWindow(30, 10.0), 30)
+    run.run(45.0)
+    was_ended = run.ended
+    run.limit, run.pause_s = TokenBucket(1.0, 1.0), 0.2
+    run.run(400.0)
+    assert (was_ended, run.ended) == (False, True)
+    assert run.fill.is_known
