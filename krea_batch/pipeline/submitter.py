@@ -310,7 +310,7 @@ class Submitter:
             case Ambiguous(reason):
                 controller.on_response(sent_s, now_s, accepted=False)
                 pause_s = self._pause_for_outage(pause_s, reason)
-            case Accepted():
+            case Accepted():  # the last one
                 controller.on_response(sent_s, now_s)
         per_s, found = controller.per_s, controller.found
 

@@ -66,7 +66,7 @@ class CircuitBreaker:
                 return self._record_success()
             case Refused():
                 return self._record_refusal(verdict, sent_s, now_s, jitter)
-            case NotSent() | Ambiguous():
+            case NotSent() | Ambiguous():  # the last one
                 return self._record_failure(sent_s, now_s, jitter)
 
     def _record_refusal(self, refused: Refused, sent_s: float, now_s: float, jitter: float) -> float:

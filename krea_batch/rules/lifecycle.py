@@ -229,7 +229,7 @@ def after_post(
         case Ambiguous():
             resubmit = resubmit_ambiguous and refusals + 1 < MAX_AMBIGUOUS_POSTS
             return _after_ambiguous(verdict, backoff_s(refusals + 1, jitter) if resubmit else None)
-        case Refused():
+        case Refused():  # the last one
             return _after_refusal(verdict, refusals, jitter, is_outage=is_outage)
 
 
@@ -267,7 +267,7 @@ def _after_refusal(refused: Refused, refusals: int, jitter: float, *, is_outage:
         case Refusal.RETRYABLE if is_outage or refusals + 1 < MAX_REFUSALS:
             wait_s = max(backoff_s(refusals + 1, jitter), refused.retry_after_s or 0.0)
             return _revert("refused", wait_s, refused.detail, refused.status)
-        case Refusal.RETRYABLE:
+        case Refusal.RETRYABLE:  # the last one
             return _reject(refused, f"refused {refusals + 1} times: {refused.detail}")
 
 
@@ -334,7 +334,7 @@ def after_poll(verdict: PollVerdict, *, errors: int, max_attempts: int, jitter: 
                 retry_reason=detail or "ERROR, not charged",
                 wait_s=backoff_s(errors + 1, jitter),
             )
-        case Errored(detail):
+        case Errored(detail):  # the last one
             return _end_accepted(Action.GIVE_UP, "error", detail)
 
 

@@ -220,6 +220,6 @@ class RateLog:
             case JobsResumed(count):
                 for _ in range(count):
                     controller.on_job_resumed()
-            case JobsEnded(count):
+            case JobsEnded(count):  # the last one
                 for _ in range(count):
                     controller.on_job_ended()
