@@ -2,8 +2,9 @@
 
 server      the page on this machine, updated by server-sent events
 report      the page as one file, with thumbnails and charts
+rendering   the page from its template, and jobs as the page reads them
 thumbnails  small images, made in threads
 charts      the run's charts, as SVG
 contact_sheet  small images side by side in one JPEG
-page/       template, style sheet and script; the page loads nothing from other hosts
+page/       template, style sheet and scripts; the page loads nothing from other hosts
 """

@@ -10,45 +10,22 @@ import base64
 import os
 from collections.abc import Callable
 from contextlib import closing
-from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
-from jinja2 import Environment, PackageLoader
 
 from krea_batch.errors import InputError
 from krea_batch.gallery import charts
+from krea_batch.gallery.rendering import THUMBNAILS_PER_BLOCK, THUMBNAILS_PLACEHOLDER, item, render_page
 from krea_batch.gallery.thumbnails import WIDTH_PX, local_image_path, thumbnails
-from krea_batch.jobs import STATES, Outcome
 from krea_batch.ledger import snapshot_ledger
 from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.outputs import check_output, path_text, replacing_output
 from krea_batch.storage.run_dir import require_run
 
-THUMBNAILS_PER_BLOCK = 100  # chosen: thumbnails that are decoded together, about 600 kB
 REPORT_MARK = b'<meta name="generator" content="krea-batch report">'  # as in page.html.j2
 MARK_BYTES = 4096  # chosen: the mark is in the head of the page, before the style sheet
-THUMBNAILS_PLACEHOLDER = "<!-- thumbnails -->"  # as in page.html.j2
-
-
-def render_page(**values: Any) -> str:
-    """Render the page with these values."""
-    environment = Environment(loader=PackageLoader("krea_batch.gallery", "page"), autoescape=True)
-    return environment.get_template("page.html.j2").render(
-        style=_page_file("page.css"),
-        script=_page_file("page.js"),
-        script_csp_source=script_csp_source(),
-        thumbnails_per_block=THUMBNAILS_PER_BLOCK,
-        states=msgspec.json.encode(STATES).decode(),
-        **values,
-    )
-
-
-def script_csp_source() -> str:
-    """Return the Content-Security-Policy source that allows the page's own script and no other."""
-    return f"'sha256-{base64.b64encode(sha256(_page_file('page.js').encode()).digest()).decode()}'"
 
 
 def write_report(
@@ -124,30 +101,3 @@ def _with_relative_paths(row: dict[str, Any], out: Path, output: Path) -> dict[s
 def _escape_script_json(json: str) -> str:
     """Escape JSON so that it cannot end the script element that contains it."""
     return json.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _page_file(name: str) -> str:
-    return files("krea_batch.gallery").joinpath("page", name).read_text("utf-8")
-
-
-PARAMETERS = ("aspect_ratio", "creativity", "seed", "styles", "moodboards", "image_style_references")
-
-
-def item(job_no: int, outcome: Outcome) -> dict[str, Any]:
-    """Return a job as page.js reads it. `parameters` has only the parameters with a value."""
-    request = outcome.request
-    return {
-        "job_no": job_no,
-        "id": outcome.id,
-        "status": outcome.status.value,
-        "prompt": request["prompt"],
-        "parameters": {name: request[name] for name in PARAMETERS if request.get(name) not in (None, [])},
-        "metadata": outcome.metadata,
-        "request_id": outcome.request_id,
-        "error": outcome.error.message if outcome.error else None,
-        "attempts": outcome.attempts,
-        "polls": outcome.polls,
-        "submitted_at": outcome.submitted_at,
-        "stored_at": outcome.stored_at,
-        "files": [{"path": file.path, "width": file.width, "height": file.height} for file in outcome.files],
-    }

@@ -25,7 +25,7 @@ import msgspec
 from aiohttp import web
 
 from krea_batch.engine.child_process import INTERRUPT_SIGNALS, OWN_SESSION, child_environment, python_command
-from krea_batch.gallery.report import item, render_page, script_csp_source
+from krea_batch.gallery.rendering import item, render_page, script_csp_source
 from krea_batch.gallery.thumbnails import ThumbnailCache, local_image_path
 from krea_batch.jobs import FINAL, Outcome
 from krea_batch.ledger import LedgerReader, RunObserver, read_ledger

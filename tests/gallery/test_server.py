@@ -128,7 +128,7 @@ class TestRoutes:
             "/image/..%2f..%2fledger.db/0", "/image/99/0", "/image/1/1", "/image/1/-1", "/image/0/0",
             "/image/-1/0", "/image/1/99999999999999999999", "/image/99999999999999999999/0", "/image/a/0",
             "/image/11/0", "/image/1", "/thumbnail/99", "/thumbnail/-1", "/thumbnail/99999999999999999999",
-            "/thumbnail/x", "/thumbnail/11", "/thumbnail/1/1", "/page.js", "/retry/1", "/image/%F0%9F%A6%89/0",
+            "/thumbnail/x", "/thumbnail/11", "/thumbnail/1/1", "/state.js", "/retry/1", "/image/%F0%9F%A6%89/0",
             "/image/1%00/0", "/image/%D9%A1/0", "//", "/items/",
         ],
     )  # fmt: skip
