@@ -1,11 +1,14 @@
-"""How long does it take to write a page of 5,000 images, and when is it usable?
+"""How long does it take to write a page of 5,000 images, and when is it usable? The first time, and the second.
 
     python -m benchmarks.gallery                       5,000 images of 1024 pixels, of which 40 differ
     python -m benchmarks.gallery --images 8          the short form
 
-The simulator draws a few images, and the ledger lists them under many names. `krea-batch report` runs in a process
-of its own. Headless Chromium opens the page from its file and from `krea-batch view`. The page is usable once all
-visible images are drawn and a filter takes effect.
+The simulator draws a few images, and the ledger lists them under many names, each with a SHA-256 of its own, so that
+each has its own thumbnail. `krea-batch report` runs in its own process. Headless Chromium opens the page from its
+file and from `krea-batch view`. The page is usable once all visible images are drawn and a filter takes effect.
+
+The first time, the run directory has no thumbnails, as after a run with --no-thumbnails. The second time, it has
+those that the first time has kept, as after a run that made them while images arrived.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,11 +35,13 @@ from krea_batch import Engine, Job
 from krea_batch.jobs import StoredFile
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.verdicts import Finished
+from krea_batch.storage.run_dir import THUMBNAILS
 from krea_batch.testing import Simulator, SimulatorSettings
 
 KREA_BATCH_COMMAND = [sys.executable, "-m", "krea_batch"]
 DRAWN_IMAGES = 40
-MAX_REPORT_S, MAX_REPORT_MB, MAX_USABLE_S = 60.0, 300.0, 2.0
+MAX_REPORT_S, MAX_SECOND_REPORT_S, MAX_REPORT_MB = 60.0, 10.0, 300.0
+MAX_USABLE_S, MAX_SECOND_VIEW_S = 2.0, 3.0
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 ALL_IMAGES_LOADED = """() => {
     const images = [...document.querySelectorAll("#images img")];
@@ -77,7 +83,9 @@ def copy_jobs(out: Path, count: int) -> None:
             store.mark_finished(
                 number, Finished(("https://a/b.png",), "image/png", took_s=12.0), 1e9 + n / 50 + 13, 1
             )
-            stored = StoredFile(path, file.bytes, file.sha256, file.width, file.height, file.media_type)
+            stored = StoredFile(
+                path, file.bytes, sha256(path.encode()).hexdigest(), file.width, file.height, file.media_type
+            )
             store.mark_stored(number, (stored,), 1e9 + n / 50 + 14)
 
     store.transaction(insert_jobs)
@@ -122,6 +130,14 @@ def open_page(browser: Browser, url: str, count: int) -> float:
     return seconds
 
 
+def open_view(browser: Browser, out: Path, count: int) -> float:
+    """Return the seconds from the start of `krea-batch view` until its page is usable."""
+    started_s = time.perf_counter()
+    with live_page(out) as url:
+        started_in_s = time.perf_counter() - started_s
+        return started_in_s + open_page(browser, url, count)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=5000)
@@ -130,32 +146,39 @@ def main() -> None:
         out = Path(folder) / "run"
         asyncio.run(draw_images(out, min(DRAWN_IMAGES, count)))
         copy_jobs(out, count)
-        report_cost = make_report(out)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
+            live_s = [open_view(browser, out, count) for _ in range(2)]
+            shutil.rmtree(out / THUMBNAILS)
+            report_costs = [make_report(out) for _ in range(2)]
             from_file_s = open_page(browser, (out / "report.html").as_uri(), count)
-            with live_page(out) as url:
-                live_s = open_page(browser, url, count)
             browser.close()
-    print("| images | report written in | peak memory | its size | file usable after | live page usable after |")
-    print("|---|---|---|---|---|---|")
-    print(
-        f"| {count:,} | {report_cost.seconds:.1f} s | {report_cost.peak_mb:.0f} MB | {report_cost.file_mb:.1f} MB "
-        f"| {from_file_s:.2f} s | {live_s:.2f} s |",
-        flush=True,
-    )
+    print("| images | time | report written in | peak memory | its size | file usable after | view usable after |")
+    print("|---|---|---|---|---|---|---|")
+    for name, cost, view_s in zip(("first", "second"), report_costs, live_s, strict=True):
+        print(
+            f"| {count:,} | {name} | {cost.seconds:.1f} s | {cost.peak_mb:.0f} MB | {cost.file_mb:.1f} MB "
+            f"| {from_file_s:.2f} s | {view_s:.2f} s |",
+            flush=True,
+        )
+    for name, max_s, cost in zip(("first", "second"), (MAX_REPORT_S, MAX_SECOND_REPORT_S), report_costs, strict=True):
+        report_goal(
+            f"{name} report of {count:,} images",
+            f"≤ {max_s:.0f} s, ≤ {MAX_REPORT_MB:.0f} MB",
+            f"{cost.seconds:.1f} s, {cost.peak_mb:.0f} MB",
+            met=cost.seconds <= max_s and cost.peak_mb <= MAX_REPORT_MB,
+        )
     report_goal(
-        f"report of {count:,} images",
-        f"≤ {MAX_REPORT_S:.0f} s, ≤ {MAX_REPORT_MB:.0f} MB",
-        f"{report_cost.seconds:.1f} s, {report_cost.peak_mb:.0f} MB",
-        met=report_cost.seconds <= MAX_REPORT_S and report_cost.peak_mb <= MAX_REPORT_MB,
-    )
-    usable_s = max(from_file_s, live_s)
-    report_goal(
-        f"page of {count:,} images: usable after",
+        f"report of {count:,} images: usable after",
         f"≤ {MAX_USABLE_S:g} s",
-        f"{usable_s:.2f} s",
-        met=usable_s <= MAX_USABLE_S,
+        f"{from_file_s:.2f} s",
+        met=from_file_s <= MAX_USABLE_S,
+    )
+    report_goal(
+        f"second view of {count:,} images: usable after its start",
+        f"≤ {MAX_SECOND_VIEW_S:g} s",
+        f"{live_s[1]:.2f} s",
+        met=live_s[1] <= MAX_SECOND_VIEW_S,
     )
 
 

@@ -170,12 +170,16 @@ def test_forecast() -> None:
 
 @pytest.mark.slow
 def test_gallery() -> None:
-    """It prints a row, a goal for writing the report, and one for the page."""
-    head, _, row, made, used = run_benchmark("gallery", "--images", "8")
-    assert row.startswith("| 8 | ")
-    assert row.count("|") == head.count("|")
-    assert made.startswith("goal\treport of 8 images")
-    assert used.startswith("goal\tpage of 8 images")
+    """It prints a row and a goal for the first and the second report, and goals for the pages."""
+    head, _, first, second, *goals = run_benchmark("gallery", "--images", "8")
+    assert [row.split("|")[1:3] for row in (first, second)] == [[" 8 ", " first "], [" 8 ", " second "]]
+    assert {row.count("|") for row in (first, second)} == {head.count("|")}
+    assert [goal.split("\t")[1] for goal in goals] == [
+        "first report of 8 images",
+        "second report of 8 images",
+        "report of 8 images: usable after",
+        "second view of 8 images: usable after its start",
+    ]
 
 
 @pytest.mark.slow

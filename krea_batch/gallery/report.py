@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +18,8 @@ import msgspec
 from krea_batch.errors import InputError
 from krea_batch.gallery import charts
 from krea_batch.gallery.rendering import THUMBNAILS_PER_BLOCK, THUMBNAILS_PLACEHOLDER, item, render_page
-from krea_batch.gallery.thumbnails import WIDTH_PX, local_image_path, thumbnails
+from krea_batch.gallery.thumbnail_files import LocalImage, local_image, local_image_path
+from krea_batch.gallery.thumbnails import WIDTH_PX, RunThumbnails
 from krea_batch.ledger import snapshot_ledger
 from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.outputs import check_output, path_text, replacing_output
@@ -44,12 +45,13 @@ def write_report(
     require_run(out)
     if os.path.lexists(output):  # before the work, so that a mistake costs no time
         _check_report(check_output(output, run=out))
-    chart_data, rows, image_paths = charts.ChartData(), [], []
+    chart_data, rows = charts.ChartData(), []
+    images: list[LocalImage | None] = []
     with closing(snapshot_ledger(out)) as store:
         for job_no, outcome in iter_rows(store.jobs_page, first_column):
             chart_data.add_outcome(outcome)
             rows.append(_with_relative_paths(item(job_no, outcome), out, output))
-            image_paths += [local_image_path(out, file.path) for file in outcome.files[:1]]
+            images += [local_image(out, file) for file in outcome.files[:1]]
         chart_data.load(store)
     chart_data.limit_per_s = limit_per_s or chart_data.limit_per_s
     head, tail = render_page(
@@ -64,9 +66,9 @@ def write_report(
     del rows
     with replacing_output(output, _check_report, run=out) as part, part.open("w", encoding="utf-8") as text:
         text.write(head)
-        _write_thumbnails(text, image_paths, width_px, on_progress or (lambda _: None))
+        _write_thumbnails(text, RunThumbnails(out, width_px).get_all(images), on_progress or (lambda _: None))
         text.write(tail)
-    return len(image_paths)
+    return len(images)
 
 
 def _check_report(path: Path) -> None:
@@ -76,16 +78,15 @@ def _check_report(path: Path) -> None:
             raise InputError(f"{path} exists and is no report of krea-batch", "use another --output")
 
 
-def _write_thumbnails(
-    file: IO[str], image_paths: list[Path | None], width_px: int, on_progress: Callable[[int], None]
-) -> None:
-    for index, data in enumerate(thumbnails(image_paths, width_px)):
+def _write_thumbnails(file: IO[str], thumbnails: Iterator[bytes | None], on_progress: Callable[[int], None]) -> None:
+    index = -1
+    for index, data in enumerate(thumbnails):
         if index % THUMBNAILS_PER_BLOCK == 0:
             file.write("</script>\n" if index else "")
             file.write(f'<script type="text/plain" id="thumbnails-{index // THUMBNAILS_PER_BLOCK}">')
         file.write((base64.b64encode(data).decode() if data else "") + "\n")
         on_progress(1)
-    if image_paths:
+    if index >= 0:
         file.write("</script>\n")
 
 

@@ -26,7 +26,8 @@ from aiohttp import web
 
 from krea_batch.engine.child_process import INTERRUPT_SIGNALS, OWN_SESSION, child_environment, python_command
 from krea_batch.gallery.rendering import item, render_page, script_csp_source
-from krea_batch.gallery.thumbnails import ThumbnailCache, local_image_path
+from krea_batch.gallery.thumbnail_files import LocalImage, local_image
+from krea_batch.gallery.thumbnails import ThumbnailCache
 from krea_batch.jobs import FINAL, Outcome
 from krea_batch.ledger import LedgerReader, RunObserver, read_ledger
 from krea_batch.ledger.paging import first_column, iter_rows
@@ -75,7 +76,7 @@ class Gallery:
         self.run_status: dict[str, Any] = {}  # the number of jobs, and whether a process is running
         self._outcomes: dict[int, Outcome] = {}
         self._subscribers: set[asyncio.Queue[bytes]] = set()
-        self._thumbnail_cache = ThumbnailCache()
+        self._thumbnail_cache = ThumbnailCache(out)
 
     @property
     def simulated(self) -> bool:
@@ -89,16 +90,16 @@ class Gallery:
         """Return all jobs as JSON."""
         return msgspec.json.encode([item(job_no, outcome) for job_no, outcome in self._outcomes.items()])
 
-    def path(self, job_no: int, file_index: int) -> Path | None:
-        """Return the file of an image of a job, with `file_index` from 0; None if it is not in the run directory."""
+    def image(self, job_no: int, file_index: int) -> LocalImage | None:
+        """Return an image of a job, with `file_index` from 0; None if it is not in the run directory."""
         outcome = self._outcomes.get(job_no)
         if outcome is None or not 0 <= file_index < len(outcome.files):
             return None
-        return local_image_path(self.out, outcome.files[file_index].path)
+        return local_image(self.out, outcome.files[file_index])
 
-    def thumbnail(self, path: Path) -> bytes | None:
+    def thumbnail(self, image: LocalImage) -> bytes | None:
         """Return the thumbnail of an image; None if it cannot be read. Blocks."""
-        return self._thumbnail_cache.get(path)
+        return self._thumbnail_cache.get(image)
 
     async def refresh(self) -> None:
         """Read what has changed since the last refresh, and send it to the pages."""
@@ -253,15 +254,15 @@ class GalleryApp:
         return web.Response(body=self._gallery.items(), content_type="application/json")
 
     async def image(self, request: web.Request) -> web.StreamResponse:
-        path = self._gallery.path(int(request.match_info["job_no"]), int(request.match_info["file_index"]))
-        if path is None or not await anyio.Path(path).is_file():
+        image = self._gallery.image(int(request.match_info["job_no"]), int(request.match_info["file_index"]))
+        if image is None or not await anyio.Path(image.path).is_file():
             raise web.HTTPNotFound
-        media_type = MEDIA_TYPES.get(path.suffix, "application/octet-stream")
-        return web.FileResponse(path, headers={"Content-Type": media_type})
+        media_type = MEDIA_TYPES.get(image.path.suffix, "application/octet-stream")
+        return web.FileResponse(image.path, headers={"Content-Type": media_type})
 
     async def thumbnail(self, request: web.Request) -> web.Response:
-        path = self._gallery.path(int(request.match_info["job_no"]), 0)
-        data = await anyio.to_thread.run_sync(self._gallery.thumbnail, path) if path else None
+        image = self._gallery.image(int(request.match_info["job_no"]), 0)
+        data = await anyio.to_thread.run_sync(self._gallery.thumbnail, image) if image else None
         if data is None:
             raise web.HTTPNotFound
         return web.Response(body=data, content_type="image/webp", headers={"Cache-Control": "private, max-age=60"})

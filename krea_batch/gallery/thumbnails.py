@@ -1,4 +1,4 @@
-"""Makes WebP thumbnails of images."""
+"""Makes WebP thumbnails of images, and keeps them in the run directory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from threading import Lock, Semaphore
 
 from PIL import Image
+
+from krea_batch.gallery.thumbnail_files import LocalImage, ThumbnailFiles
 
 WIDTH_PX = 240  # chosen: sharp at the size shown by the page; about 6 kB each
 WEBP_QUALITY = 70
@@ -36,20 +38,36 @@ def thumbnail(path: Path, width_px: int = WIDTH_PX) -> bytes | None:
     return file.getvalue()
 
 
-def thumbnails(paths: Iterable[Path | None], width_px: int = WIDTH_PX) -> Iterator[bytes | None]:
-    """Yield a thumbnail for each path, in order; None without a path or a readable image.
+class RunThumbnails:
+    """The thumbnails of the images of a run: kept in its directory, and made if they are missing there."""
 
-    They are made in parallel on all processors. Only a few are in memory.
-    """
-    workers = cpu_count() or 1
-    pending: deque[Future[bytes | None]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for path in paths:
-            pending.append(pool.submit(thumbnail, path, width_px) if path else _no_thumbnail())
-            if len(pending) > 2 * workers:
+    def __init__(self, out: Path, width_px: int = WIDTH_PX) -> None:
+        self._width_px = width_px
+        self._files = ThumbnailFiles(out) if width_px == WIDTH_PX else None  # other widths are not kept
+
+    def get(self, image: LocalImage) -> bytes | None:
+        """Return the thumbnail of an image; None if the image is not readable, or too large. Blocks."""
+        data = self._files.read(image.sha256) if self._files else None
+        if data is None:
+            data = thumbnail(image.path, self._width_px)
+            if data and self._files:
+                self._files.write(image.sha256, data)
+        return data
+
+    def get_all(self, images: Iterable[LocalImage | None]) -> Iterator[bytes | None]:
+        """Yield the thumbnail of each image, in order; None without an image, and as `get`.
+
+        They are made in parallel on all processors. Only a few are in memory.
+        """
+        workers = cpu_count() or 1
+        pending: deque[Future[bytes | None]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            for image in images:
+                pending.append(pool.submit(self.get, image) if image else _no_thumbnail())
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _no_thumbnail() -> Future[bytes | None]:
@@ -59,30 +77,25 @@ def _no_thumbnail() -> Future[bytes | None]:
 
 
 class ThumbnailCache:
-    """The most recently used thumbnails, by path."""
+    """The most recently used thumbnails of a run, in memory: its directory may be read-only."""
 
-    def __init__(self) -> None:
-        self._cache: OrderedDict[Path, bytes] = OrderedDict()
+    def __init__(self, out: Path) -> None:
+        self._thumbnails = RunThumbnails(out)
+        self._cache: OrderedDict[LocalImage, bytes] = OrderedDict()
         self._lock = Lock()  # used by many threads
         self._decoding = Semaphore(cpu_count() or 1)  # more would take memory, and save no time
 
-    def get(self, path: Path) -> bytes | None:
-        """Return the thumbnail of an image, from memory or made now. Blocks."""
+    def get(self, image: LocalImage) -> bytes | None:
+        """Return the thumbnail of an image, as `RunThumbnails.get` does. Blocks."""
         with self._lock:
-            if path in self._cache:
-                self._cache.move_to_end(path)
-                return self._cache[path]
+            if image in self._cache:
+                self._cache.move_to_end(image)
+                return self._cache[image]
         with self._decoding:
-            data = thumbnail(path)
+            data = self._thumbnails.get(image)
         if data:
             with self._lock:
-                self._cache[path] = data
+                self._cache[image] = data
                 while len(self._cache) > MAX_CACHED:
                     self._cache.popitem(last=False)
         return data
-
-
-def local_image_path(out: Path, path: str) -> Path | None:
-    """Return the file of an image; None if it is in an object store, or its path leaves the run directory."""
-    inside = "://" not in path and not Path(path).is_absolute() and ".." not in Path(path).parts
-    return out / path if inside else None

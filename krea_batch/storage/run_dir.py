@@ -27,6 +27,7 @@ RESULTS = "results.jsonl"
 DUPLICATES = "duplicates.jsonl"  # what --dedupe left out
 SIMULATOR_STATE_FILE = "simulated.jsonl"  # what the embedded simulator accepted
 IMAGES = "images"
+THUMBNAILS = "thumbnails"  # small images, which can be made again
 PNG_END = make_chunk(b"IEND", b"")
 TAKEN_SUFFIX = re.compile(r"~(?:[2-9]|[1-9][0-9]+)$")  # of an image whose name was taken; see `candidate_names`
 

@@ -484,7 +484,7 @@ def test_a_job_that_changed_after_the_check(tmp_path: Path, capsys: pytest.Captu
     path = tmp_path / "jobs.jsonl"
     path.write_text('{"id": "new", "prompt": "new"}\n{"id": "x", "prompt": "this"}\n')
     settings = Settings.from_options(tmp_path / "out", gateway="http://127.0.0.1:1", poll_interval_s=0.05)
-    options = {"quiet": False, "as_json": False, "metrics_port": None, "time_scale": 100.0}
+    options = {"quiet": False, "as_json": False, "metrics_port": None, "no_thumbnails": True, "time_scale": 100.0}
     with JobFiles([str(path)]) as files:
         session = RunSession(
             settings, None, files, check_jobs(files, settings, skip_invalid=False, quiet=True), options

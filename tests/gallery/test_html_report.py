@@ -64,7 +64,12 @@ class TestOneFile:
             if job.status is State.SUCCEEDED:
                 assert is_colour(rendered_colour(tile(page, job.id).locator("img")), JOB_NUMBERS[job.id])
         assert [url for url in requested_urls if not url.startswith("data:")] == [mixed_report.as_uri()]
-        assert sorted(path.name for path in mixed_report.parent.iterdir()) == ["images", "ledger.db", "report.html"]
+        assert sorted(path.name for path in mixed_report.parent.iterdir()) == [
+            "images",
+            "ledger.db",
+            "report.html",
+            "thumbnails",
+        ]
 
     def test_the_originals(self, mixed_report: Path, open_page: OpenPage) -> None:
         """The lightbox shows each original of a job, from its file."""
@@ -276,7 +281,7 @@ class TestWriting:
         done = run_command("report", out, "--quiet", cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         assert '"two"' in (out / "report.html").read_text()
-        assert sorted(path.name for path in out.iterdir()) == ["images", "ledger.db", "report.html"]
+        assert sorted(path.name for path in out.iterdir()) == ["images", "ledger.db", "report.html", "thumbnails"]
 
     def test_a_matplotlibrc(self, tmp_path: Path) -> None:
         """A matplotlibrc of the working directory changes nothing; it could have LaTeX run on a hostile preamble."""
@@ -312,7 +317,7 @@ class TestWriting:
         assert done.returncode == 2
         assert "report.html (File too large)" in done.stderr
         assert (out / "report.html").read_bytes() == old_report
-        assert sorted(path.name for path in out.iterdir()) == ["images", "ledger.db", "report.html"]
+        assert sorted(path.name for path in out.iterdir()) == ["images", "ledger.db", "report.html", "thumbnails"]
 
     def test_an_invalid_rate(self, tmp_path: Path) -> None:
         """For an invalid rate, the command exits with 2."""

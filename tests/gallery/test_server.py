@@ -22,6 +22,7 @@ from playwright.sync_api import expect
 
 from krea_batch.gallery.server import Gallery, GalleryApp
 from krea_batch.jobs import State
+from krea_batch.storage.run_dir import THUMBNAILS
 from tests.engine_fixtures import ledger_states
 from tests.gallery.conftest import JOB_NUMBERS, MIXED_JOBS
 from tests.gallery.gallery_fixtures import CONNECTION_ERRORS, OpenPage, SeedJob, StartView, make_run
@@ -294,14 +295,15 @@ class TestRunDirectories:
         assert [raw_request(running_view.url, path).status for path in ("/image/1/0", "/thumbnail/1")] == [404, 404]
 
     def test_only_read(self, start_view: StartView, tmp_path: Path) -> None:
-        """Serving a run creates and changes no file in its directory."""
+        """Serving a run creates and changes no file in its directory but thumbnails."""
         out = make_run(tmp_path / "run", SeedJob(id="one"))
         before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
         running_view = start_view(out)
         for path in ("/", "/items", "/thumbnail/1", "/image/1/0"):
             assert raw_request(running_view.url, path).status == 200
         running_view.close()
-        assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+        after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+        assert {path: time for path, time in after.items() if path.parent.name != THUMBNAILS} == before
 
 
 class TestStartAndStop:

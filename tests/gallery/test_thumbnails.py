@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from krea_batch.gallery import thumbnails as thumbnails_module
-from krea_batch.gallery.thumbnails import MAX_PIXELS, ThumbnailCache, thumbnail, thumbnails
+from krea_batch.gallery.thumbnail_files import LocalImage
+from krea_batch.gallery.thumbnails import MAX_PIXELS, RunThumbnails, ThumbnailCache, thumbnail
 from krea_batch.storage.png import SIGNATURE, make_chunk
 
 BOMB_WIDTH = 13_000  # 169 million pixels, just below the number at which Pillow refuses an image
@@ -21,11 +22,13 @@ MAX_MEMORY_KIB = 400_000
 MEASURE_SCRIPT = """
 import re, sys
 from pathlib import Path
-from krea_batch.gallery.thumbnails import ThumbnailCache, thumbnail, thumbnails
+from krea_batch.gallery.thumbnail_files import LocalImage
+from krea_batch.gallery.thumbnails import RunThumbnails, ThumbnailCache, thumbnail
 path = Path(sys.argv[1])
+image = LocalImage(path, "0" * 64)
 assert thumbnail(path) is None
-assert list(thumbnails([path, path])) == [None, None]
-assert ThumbnailCache().get(path) is None
+assert list(RunThumbnails(path.parent).get_all([image, image])) == [None, None]
+assert ThumbnailCache(path.parent).get(image) is None
 print(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 """Prints the peak memory in KiB. `getrusage` would count the memory of the parent, too."""
@@ -56,9 +59,10 @@ def test_the_limit(width: int, height: int, made: bool, tmp_path: Path, monkeypa
     """Images up to the limit have a thumbnail, larger ones have none, whatever their shape."""
     monkeypatch.setattr(thumbnails_module, "MAX_PIXELS", 64)
     Image.new("RGB", (width, height), "red").save(tmp_path / "x.png")
-    assert (thumbnail(tmp_path / "x.png") is not None) is made
-    assert (ThumbnailCache().get(tmp_path / "x.png") is not None) is made
-    assert [data is not None for data in thumbnails([tmp_path / "x.png", None])] == [made, False]
+    image = LocalImage(tmp_path / "x.png", "0" * 64)
+    assert (thumbnail(image.path) is not None) is made
+    assert (ThumbnailCache(tmp_path).get(image) is not None) is made
+    assert [data is not None for data in RunThumbnails(tmp_path).get_all([image, None])] == [made, False]
 
 
 def test_images_of_the_api_are_far_below() -> None:

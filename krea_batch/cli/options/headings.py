@@ -16,7 +16,7 @@ HEADINGS: dict[str, tuple[str, ...]] = {
         *("prompt_syntax", "wildcards", "prompt_template", "set", "sweep", "seeds", "repeat", "dedupe", "limit"),
         *("sample", "sample_seed", "submit_changed"),
     ),
-    "Images": ("name", "portable_names", "sink", "references"),
+    "Images": ("name", "portable_names", "sink", "references", "no_thumbnails"),
     "Charges": (
         *("max_charges", "count_server_errors", "max_attempts", "ambiguous", "max_identical_failures"),
         *("confirm_above", "yes", "dry_run"),

@@ -162,6 +162,11 @@ _COMMAND_OPTIONS: tuple[Decorator, ...] = (
         help="Format of a log line: key=value, or a JSON object.",
     ),
     click.option(
+        "--no-thumbnails",
+        is_flag=True,
+        help="Do not make thumbnails as images arrive. `view` and `report` make them later, and then take longer.",
+    ),
+    click.option(
         "--metrics-port",
         metavar="[HOST:]PORT",
         help="Serve Prometheus metrics during the run, on loopback unless HOST is given; 0: any free port.",

@@ -40,6 +40,7 @@ from krea_batch.errors import (
 )
 from krea_batch.events import Listener
 from krea_batch.forecast import Forecast
+from krea_batch.gallery.thumbnail_maker import ThumbnailMaker
 from krea_batch.jobs import State
 from krea_batch.ledger import LedgerReader, read_ledger
 from krea_batch.ledger.paging import iter_rows
@@ -287,6 +288,8 @@ class RunSession:
             self._recent_errors.on_event,
             self._ended_jobs.on_event,
         ]
+        if not self._options["no_thumbnails"]:
+            listeners.append(stack.enter_context(ThumbnailMaker(self._settings.out)).on_event)
         if self._options["metrics_port"]:
             listeners.append(serve_metrics(self._options["metrics_port"], stack, quiet=self._quiet))
         return listeners
