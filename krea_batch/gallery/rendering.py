@@ -23,6 +23,8 @@ SCRIPTS = (
     "grid.js",
     "lightbox.js",
     "marks.js",
+    "ratings.js",
+    "server.js",
     "retry.js",
     "keys.js",
     "data.js",
@@ -60,13 +62,14 @@ def _page_file(name: str) -> str:
 PARAMETERS = ("aspect_ratio", "creativity", "seed", "styles", "moodboards", "image_style_references")
 
 
-def item(job_no: int, outcome: Outcome) -> dict[str, Any]:
+def item(job_no: int, outcome: Outcome, rating: int | None = None) -> dict[str, Any]:
     """Return a job as the page's scripts read it. `parameters` has only the parameters with a value."""
     request = outcome.request
     return {
         "job_no": job_no,
         "id": outcome.id,
         "status": outcome.status.value,
+        "rating": rating,
         "prompt": request["prompt"],
         "parameters": {name: request[name] for name in PARAMETERS if request.get(name) not in (None, [])},
         "metadata": outcome.metadata,

@@ -23,6 +23,7 @@ from krea_batch.gallery.thumbnails import WIDTH_PX, RunThumbnails
 from krea_batch.ledger import snapshot_ledger
 from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.outputs import check_output, path_text, replacing_output
+from krea_batch.storage.ratings import read_ratings
 from krea_batch.storage.run_dir import require_run
 
 REPORT_MARK = b'<meta name="generator" content="krea-batch report">'  # as in page.html.j2
@@ -47,10 +48,11 @@ def write_report(
         _check_report(check_output(output, run=out))
     chart_data, rows = charts.ChartData(), []
     images: list[LocalImage | None] = []
+    ratings = read_ratings(out)
     with closing(snapshot_ledger(out)) as store:
         for job_no, outcome in iter_rows(store.jobs_page, first_column):
             chart_data.add_outcome(outcome)
-            rows.append(_with_relative_paths(item(job_no, outcome), out, output))
+            rows.append(_with_relative_paths(item(job_no, outcome, ratings.get(outcome.id)), out, output))
             images += [local_image(out, file) for file in outcome.files[:1]]
         chart_data.load(store)
     chart_data.limit_per_s = limit_per_s or chart_data.limit_per_s

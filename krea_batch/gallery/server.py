@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -25,6 +25,7 @@ import msgspec
 from aiohttp import web
 
 from krea_batch.engine.child_process import INTERRUPT_SIGNALS, OWN_SESSION, child_environment, python_command
+from krea_batch.errors import InputError
 from krea_batch.gallery.rendering import item, render_page, script_csp_source
 from krea_batch.gallery.thumbnail_files import LocalImage, local_image
 from krea_batch.gallery.thumbnails import ThumbnailCache
@@ -33,6 +34,7 @@ from krea_batch.ledger import LedgerReader, RunObserver, read_ledger
 from krea_batch.ledger.paging import first_column, iter_rows
 from krea_batch.storage.image_types import MEDIA_TYPES
 from krea_batch.storage.outputs import path_text
+from krea_batch.storage.ratings import Stars, append_ratings, read_ratings
 from krea_batch.storage.run_dir import SIMULATOR_STATE_FILE, require_run
 
 REFRESH_INTERVAL_S = 1.0  # chosen: short enough for a person who watches
@@ -58,7 +60,16 @@ OPENING_PAGE = (
     '<link rel="icon" href="data:,"><title>krea-batch</title>'
 )
 
+T = TypeVar("T")
+
 RequestHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class RatingBody(msgspec.Struct, frozen=True):
+    """The body of a POST to /ratings. None removes ratings."""
+
+    ids: list[str]
+    rating: Stars | None
 
 
 class Gallery:
@@ -73,6 +84,7 @@ class Gallery:
         self.retrying = False
         self._environment = child_environment(with_key=not self.simulated)
         self._reread_all = False  # read all jobs again, including those that had ended
+        self.ratings = read_ratings(out)
         self.run_status: dict[str, Any] = {}  # the number of jobs, and whether a process is running
         self._outcomes: dict[int, Outcome] = {}
         self._subscribers: set[asyncio.Queue[bytes]] = set()
@@ -88,7 +100,21 @@ class Gallery:
 
     def items(self) -> bytes:
         """Return all jobs as JSON."""
-        return msgspec.json.encode([item(job_no, outcome) for job_no, outcome in self._outcomes.items()])
+        return msgspec.json.encode([self._item(job_no, outcome) for job_no, outcome in self._outcomes.items()])
+
+    def _item(self, job_no: int, outcome: Outcome) -> dict[str, Any]:
+        return item(job_no, outcome, self.ratings.get(outcome.id))
+
+    async def rate(self, ids: list[str], rating: int | None) -> None:
+        """Give these jobs a rating, or none, and send it to the pages. Raises OSError, InputError."""
+        await anyio.to_thread.run_sync(append_ratings, self.out, ids, rating)
+        for job_id in ids:
+            self.ratings.pop(job_id, None)
+            if rating is not None:
+                self.ratings[job_id] = rating
+        chosen = set(ids)
+        rated = [(job_no, outcome) for job_no, outcome in self._outcomes.items() if outcome.id in chosen]
+        self.broadcast("items", [self._item(job_no, outcome) for job_no, outcome in rated])
 
     def image(self, job_no: int, file_index: int) -> LocalImage | None:
         """Return an image of a job, with `file_index` from 0; None if it is not in the run directory."""
@@ -108,7 +134,7 @@ class Gallery:
         if self.run_status != before:
             self.broadcast("run_status", self.run_status)
         if changed:
-            self.broadcast("items", [item(job_no, outcome) for job_no, outcome in changed])
+            self.broadcast("items", [self._item(job_no, outcome) for job_no, outcome in changed])
 
     def broadcast(self, event: str, data: object) -> None:
         """Send an event to every open page."""
@@ -217,6 +243,7 @@ class GalleryApp:
         app.router.add_get(r"/image/{job_no:[0-9]+}/{file_index:[0-9]+}", self.image)
         app.router.add_get(r"/thumbnail/{job_no:[0-9]+}", self.thumbnail)
         app.router.add_post("/retry", self.retry)
+        app.router.add_post("/ratings", self.rate)
         return app
 
     @web.middleware
@@ -277,16 +304,36 @@ class GalleryApp:
                     await response.write(await queue.get())
         return response
 
-    async def retry(self, request: web.Request) -> web.Response:
-        gallery = self._gallery
-        if not secrets.compare_digest(_header_bytes(request.headers.get("X-Token", "")), gallery.token.encode()):
+    async def _read_body(self, request: web.Request, type_: type[T]) -> T:
+        """Return the body of a POST of the page itself. Raises HTTPForbidden, HTTPBadRequest."""
+        token = _header_bytes(request.headers.get("X-Token", ""))
+        if not secrets.compare_digest(token, self._gallery.token.encode()):
             raise web.HTTPForbidden
         try:
-            ids = msgspec.json.decode(await request.read(), type=list[str])
+            return msgspec.json.decode(await request.read(), type=type_)
         except msgspec.DecodeError:
             raise web.HTTPBadRequest from None
-        if not gallery.has_jobs(ids):
+
+    def _require_jobs(self, ids: list[str]) -> None:
+        """Raise HTTPBadRequest unless each of these is the id of a job."""
+        if not self._gallery.has_jobs(ids):
             raise web.HTTPBadRequest
+
+    async def rate(self, request: web.Request) -> web.Response:
+        """Keep a rating of jobs. 507 says why it cannot be kept."""
+        body = await self._read_body(request, RatingBody)
+        self._require_jobs(body.ids)
+        try:
+            await self._gallery.rate(body.ids, body.rating)
+        except (OSError, InputError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error.problem
+            return web.Response(status=507, text=reason)
+        return web.Response(status=204)
+
+    async def retry(self, request: web.Request) -> web.Response:
+        gallery = self._gallery
+        ids = await self._read_body(request, list[str])
+        self._require_jobs(ids)
         if gallery.retrying or not ids:
             raise web.HTTPConflict
         gallery.retrying = True  # here, not in the task, which starts later: two requests would start two

@@ -16,7 +16,9 @@ from krea_batch.errors import JobError
 from krea_batch.jobs import FIELDS
 from krea_batch.sources.formats.renamed_keys import parse_row
 
-EXPORT_COLUMNS = frozenset({"request_id", "width", "height", "bytes", "sha256", "submitted_at", "stored_at"})
+EXPORT_COLUMNS = frozenset(
+    {"request_id", "width", "height", "bytes", "sha256", "submitted_at", "stored_at", "rating"}
+)
 """The columns of an export that are not fields of a job, in every format."""
 
 METADATA_PREFIX = "metadata."

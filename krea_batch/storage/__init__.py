@@ -15,6 +15,7 @@ image_file        a partial download: .part file, fsync, rename
 local_writer      stores images in the run directory, several per fsync
 sink_writer       verifies images and hands them to a sink
 results_file      results.jsonl
+ratings           star ratings of the images
 results_rows      reads results.jsonl, and marks how far it was read
 notebook_display  what a notebook shows for an outcome
 spill             request_ids that the ledger could not take

@@ -24,6 +24,7 @@ from krea_batch.storage.run_dir import (
     IMAGES,
     LEDGER,
     LEDGER_ADDRESS,
+    RATINGS,
     RESULTS,
     SIMULATOR_STATE_FILE,
     THUMBNAILS,
@@ -37,7 +38,7 @@ CheckExisting = Callable[[Path], None]
 # The names of a run's own files and directories; result.json belongs to a benchmark. Other files of a run begin with
 # one of the prefixes: the ledger and its WAL, the results, hidden parts of all files.
 _RUN_NAMES = frozenset({IMAGES, THUMBNAILS, LEDGER_ADDRESS, DUPLICATES, SIMULATOR_STATE_FILE, SPILL, "result.json"})
-_RUN_PREFIXES = (LEDGER, RESULTS, ".")
+_RUN_PREFIXES = (LEDGER, RESULTS, RATINGS, ".")
 _PART_PREFIX, _PART_SUFFIX = ".krea-batch-", ".part"
 _FIRST_LINE_BYTES = 1 << 16  # chosen: longer than the first line of any log
 

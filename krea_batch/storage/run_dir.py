@@ -26,6 +26,7 @@ LEDGER_ADDRESS = "ledger.toml"  # instead of it: where the ledger is, if it is i
 RESULTS = "results.jsonl"
 DUPLICATES = "duplicates.jsonl"  # what --dedupe left out
 SIMULATOR_STATE_FILE = "simulated.jsonl"  # what the embedded simulator accepted
+RATINGS = "ratings.jsonl"  # what the user thinks of the images
 IMAGES = "images"
 THUMBNAILS = "thumbnails"  # small images, which can be made again
 PNG_END = make_chunk(b"IEND", b"")

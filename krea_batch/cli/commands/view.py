@@ -21,7 +21,7 @@ def view(out: Path, port: int, open_: bool) -> None:
     """Show the images of the run in OUT in your browser. If the run is in progress, images appear as they arrive.
 
     The page is served to this machine only, and only to those who have the printed URL. Ctrl-C stops the server. The
-    page changes nothing unless you retry failed jobs.
+    page changes nothing unless you rate images or retry failed jobs.
     """
     import tempfile
 

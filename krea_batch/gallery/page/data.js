@@ -5,6 +5,7 @@ function updateItems(changed) {
   drawFilters();
   updateRetryButton();
   filter();
+  if ($("lightbox").open && items.get(openItem.job_no) !== openItem) openLightbox(items.get(openItem.job_no), openFileIndex);
 }
 if (live) {
   let connected = false, queuedItems = null;

@@ -10,18 +10,20 @@ function facets() {
   };
   for (const item of items.values()) {
     add("status", item.status);
+    if (item.rating) add("rating", item.rating);
     for (const [name, value] of Object.entries(item.parameters)) add(name, value);
     for (const [name, value] of Object.entries(item.metadata)) if (!isOwnField(item, name)) add(name, value);
   }
   for (const [name, values] of facetValues) {
-    if (name !== "status" && (values.size < 2 || values.size > MAX_FACET_VALUES)) facetValues.delete(name);
+    if (!["status", "rating"].includes(name) && (values.size < 2 || values.size > MAX_FACET_VALUES)) facetValues.delete(name);
   }
   return facetValues;
 }
 // A metadata field can have the name of a field of the job itself, which then takes precedence.
-const isOwnField = (item, name) => ["status", "id", "prompt"].includes(name) || Object.hasOwn(item.parameters, name);
+const JOB_FIELDS = ["status", "rating", "id", "prompt"];
+const isOwnField = (item, name) => JOB_FIELDS.includes(name) || Object.hasOwn(item.parameters, name);
 const valueOf = (item, name) =>
-  ["status", "id", "prompt"].includes(name) ? item[name] : Object.hasOwn(item.parameters, name) ? displayText(item.parameters[name])
+  JOB_FIELDS.includes(name) ? displayText(item[name] ?? "") : Object.hasOwn(item.parameters, name) ? displayText(item.parameters[name])
     : Object.hasOwn(item.metadata, name) ? displayText(item.metadata[name]) : "";
 
 // Sort numbers. Keep other values in the order of the jobs, because the author of a sweep chose that order.
@@ -49,7 +51,7 @@ function drawFilters() {
   if (live) {
     $("filter-selects").append(el("button", { type: "button", id: "retry", onclick: confirmRetry }, "Retry failed"));
   }
-  axes = [...facetValues.keys()].filter((name) => name !== "status");
+  axes = [...facetValues.keys()].filter((name) => !["status", "rating"].includes(name));
   const fillSelect = (id, defaultName) => {
     const before = $(id).value;
     $(id).replaceChildren(...["prompt", ...axes].map((name) => el("option", { value: name }, name)));

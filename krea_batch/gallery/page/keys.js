@@ -18,13 +18,20 @@ document.addEventListener("keydown", (event) => {
     if (event.key === "ArrowRight") openNeighbour(1);
     else if (event.key === "ArrowLeft") openNeighbour(-1);
     else if (event.key === "m") { toggleMark(openItem.id); openLightbox(openItem, openFileIndex); }
+    else rateByKey(event.key, openItem);
     return;
   }
   if (event.key === "c") compare();
   else if (event.key === "g") switchView(view === "grid" ? "images" : "grid");
   else if (/^(Arrow|Home$|End$)/.test(event.key) && view === "images") moveFocus(event);
-  else if (event.key === "m") { const tile = document.activeElement.closest?.(".tile"); if (tile) toggleMark(tile.dataset.id); }
+  else if (event.key === "m") { const item = focusedItem(); if (item) toggleMark(item.id); }
+  else rateByKey(event.key, focusedItem());
 });
+// The job of the tile or the grid's image that has the focus.
+function focusedItem() {
+  const id = document.activeElement.closest?.(".tile")?.dataset.id ?? document.activeElement.dataset.open;
+  return [...items.values()].find((item) => item.id === id);
+}
 let lastFocusedId = null; // of a job; its tile may be scrolled out of view, and is then not in the page
 $("canvas").addEventListener("focusin", (event) => { lastFocusedId = event.target.closest(".tile").dataset.id; });
 function moveFocus(event) {

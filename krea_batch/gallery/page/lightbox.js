@@ -33,6 +33,7 @@ function openLightbox(item, fileIndex = 0) {
     ...(item.files.length > 1 ? [el("div", { class: "button-row" }, ...item.files.map((_, index) =>
       el("button", { type: "button", "aria-pressed": String(index === fileIndex), onclick: () => openLightbox(item, index) },
         `${index + 1}`)))] : []),
+    ratingButtons(item),
     el("h2", { class: "full-prompt" }, item.prompt),
     el("dl", {}, ...[request, item.metadata, details].flatMap(Object.entries).filter(([, value]) => value != null && value !== "").flatMap(([name, value]) =>
       [el("dt", {}, name), el("dd", {}, displayText(value))])))));

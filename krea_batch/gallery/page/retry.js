@@ -16,14 +16,8 @@ function confirmRetry() {
       el("button", { type: "button", autofocus: true, onclick: () => $("confirm-retry").close() }, "Cancel"))));
   $("confirm-retry").showModal();
 }
-const restartedText = "the server was restarted; open the URL that krea-batch view printed";
 async function retry(ids) {
-  const options = { method: "POST", headers: { "X-Token": body.token }, body: JSON.stringify(ids) };
-  const status = await fetch("/retry", options).then((response) => response.status, () => 0);
-  const reasons = { 0: "the server does not respond", 403: restartedText, 400: "the page is out of date; reload it", 409: "another retry is running" };
-  showMessage(status === 202 ? "Resubmitting…" : `Cannot start the retry: ${reasons[status] ?? `the server returned ${status}`}.`);
-}
-function showMessage(text) {
-  $("message").textContent = text;
-  $("message").hidden = !text;
+  const { status } = await post("/retry", ids);
+  const reason = status === 409 ? "another retry is running" : failureText(status);
+  showMessage(status === 202 ? "Resubmitting…" : `Cannot start the retry: ${reason}.`);
 }

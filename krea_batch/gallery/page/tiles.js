@@ -56,7 +56,8 @@ function makeTile(item) {
   const open = el("button", { type: "button", class: "open", "aria-label": `Open ${item.id}`, onclick: () => openLightbox(item) }, image);
   const differs = axes.map((name) => valueOf(item, name)).filter(Boolean).join(" · ");
   const caption = el("div", { class: "caption", title: item.prompt }, el("div", { class: "prompt" }, item.prompt),
-    el("div", { class: "differs" }, differs || item.id));
+    el("div", { class: "differs" }, item.rating ? el("span", { class: "stars", role: "img", "aria-label": starsLabel(item.rating) },
+      "★".repeat(item.rating)) : null, differs || item.id));
   const node = el("div", { class: "tile", "data-id": item.id, "data-status": item.status }, open, caption, mark);
   // In a report that is still loading, the thumbnail may arrive later.
   const pending = !live && item.files.length > 0 && image.tagName !== "IMG" && document.readyState !== "complete";

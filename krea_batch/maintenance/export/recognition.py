@@ -32,6 +32,7 @@ COLUMNS = (
     "sha256",
     "submitted_at",
     "stored_at",
+    "rating",
     "metadata",
 )
 """The columns of every export; in CSV, `metadata` is a column for each of its keys."""

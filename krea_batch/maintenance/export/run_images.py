@@ -16,7 +16,8 @@ import msgspec
 from krea_batch.errors import InputError
 from krea_batch.jobs import Outcome, State, StoredFile
 from krea_batch.ledger import read_outcomes, snapshot_ledger
-from krea_batch.storage.run_dir import IMAGES, require_run
+from krea_batch.storage.ratings import read_ratings
+from krea_batch.storage.run_dir import IMAGES, RATINGS, require_run
 
 EXPORT_PAGE_ROWS = 500  # chosen: ledger rows per query, which limits the memory used
 
@@ -26,7 +27,7 @@ _LIST_FIELDS = ("image_style_references", "styles", "moodboards")
 class ExportedImage(msgspec.Struct, frozen=True):
     """One image of a job. `path` is the file on disk.
 
-    `number` counts the images of the run from 1, and `output` those of the job.
+    `number` counts the images of the run from 1, and `output` those of the job. `rating` is that of the job, 1 to 5.
     """
 
     number: int
@@ -34,6 +35,7 @@ class ExportedImage(msgspec.Struct, frozen=True):
     file: StoredFile
     path: Path
     output: int = 1
+    rating: int | None = None
 
     @property
     def stem(self) -> str:
@@ -68,6 +70,7 @@ class ExportedImage(msgspec.Struct, frozen=True):
             "sha256": self.file.sha256,
             "submitted_at": outcome.submitted_at,
             "stored_at": outcome.stored_at,
+            "rating": self.rating,
             "metadata": _json_text(outcome.metadata),
         }
 
@@ -78,13 +81,18 @@ class ExportedImage(msgspec.Struct, frozen=True):
 class RunImages:
     """The images of a run at the time this was opened; a context manager.
 
-    `ids` selects jobs; None selects all. Raises RunDirError if there is no run.
+    `ids` selects jobs; None selects all. Raises RunDirError if there is no run, and InputError if its ratings
+    cannot be read.
     """
 
     def __init__(self, out: Path, ids: Collection[str] | None = None) -> None:
         require_run(out)
         self.out = out
         self._ids = None if ids is None else set(ids)
+        try:
+            self._ratings = read_ratings(out)
+        except OSError as error:
+            raise InputError(f"cannot read {out / RATINGS} ({error.strerror})", "check its owner and mode") from None
         self._store = snapshot_ledger(out)
 
     def __enter__(self) -> Self:
@@ -104,7 +112,8 @@ class RunImages:
                 if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
                     raise InputError(f"{file.path} is not in the run directory", "the ledger may be someone else's")
                 number += 1
-                yield ExportedImage(number, outcome, file, self.out / file.path, output)
+                rating = self._ratings.get(outcome.id)
+                yield ExportedImage(number, outcome, file, self.out / file.path, output, rating)
 
     def count(self) -> int:
         """Return the number of images. Raises InputError if one of `ids` has none, and as `images` does."""

@@ -200,6 +200,7 @@ def _parquet(run_images: RunImages, part: Path, options: ExportOptions, on_progr
 
 def _schema(arrow: Any, seed: Any) -> Any:
     numbers = {"width": arrow.int32(), "height": arrow.int32(), "bytes": arrow.int64(), "seed": seed}
+    numbers |= {"rating": arrow.int8()}
     image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
     columns = [("image", image), *((name, numbers.get(name, arrow.string())) for name in COLUMNS)]
     features = {"image": {"_type": "Image"}} | {
