@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from jinja2 import Environment, PackageLoader
 
-from krea_batch.jobs import STATES, Outcome
+from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, STATES, Outcome
 
 THUMBNAILS_PER_BLOCK = 100  # chosen: thumbnails that are decoded together, about 600 kB
 THUMBNAILS_PLACEHOLDER = "<!-- thumbnails -->"  # as in page.html.j2
@@ -26,6 +26,8 @@ SCRIPTS = (
     "ratings.js",
     "server.js",
     "retry.js",
+    "new_jobs.js",
+    "exports.js",
     "keys.js",
     "data.js",
 )
@@ -40,6 +42,7 @@ def render_page(**values: Any) -> str:
         script=_script(),
         script_csp_source=script_csp_source(),
         thumbnails_per_block=THUMBNAILS_PER_BLOCK,
+        choices=msgspec.json.encode({"aspect_ratio": ASPECT_RATIOS, "creativity": CREATIVITIES}).decode(),
         states=msgspec.json.encode(STATES).decode(),
         **values,
     )

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -24,22 +24,23 @@ import anyio.to_thread
 import msgspec
 from aiohttp import web
 
-from krea_batch.engine.child_process import INTERRUPT_SIGNALS, OWN_SESSION, child_environment, python_command
 from krea_batch.errors import InputError
+from krea_batch.gallery.new_jobs import SEEDS, Changes, job_line, make_jobs
+from krea_batch.gallery.page_commands import PageCommands
 from krea_batch.gallery.rendering import item, render_page, script_csp_source
 from krea_batch.gallery.thumbnail_files import LocalImage, local_image
 from krea_batch.gallery.thumbnails import ThumbnailCache
-from krea_batch.jobs import FINAL, Outcome
+from krea_batch.jobs import FINAL, Job, Outcome, State
 from krea_batch.ledger import LedgerReader, RunObserver, read_ledger
 from krea_batch.ledger.paging import first_column, iter_rows
+from krea_batch.ledger.rows import RunRecord
 from krea_batch.storage.image_types import MEDIA_TYPES
 from krea_batch.storage.outputs import path_text
 from krea_batch.storage.ratings import Stars, append_ratings, read_ratings
 from krea_batch.storage.run_dir import SIMULATOR_STATE_FILE, require_run
 
 REFRESH_INTERVAL_S = 1.0  # chosen: short enough for a person who watches
-MAX_RETRY_BODY_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest ids
-RETRY_OUTPUT_LINES = 5  # chosen: a run's summary, or the end of an error message
+MAX_BODY_BYTES = 64 * 1024 * 1024  # chosen: 300,000 of the longest ids
 CONTENT_SECURITY_POLICY = (
     f"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src {script_csp_source()}; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -72,17 +73,52 @@ class RatingBody(msgspec.Struct, frozen=True):
     rating: Stars | None
 
 
+class PlanBody(msgspec.Struct, frozen=True):
+    """The body of a POST to /plan."""
+
+    ids: list[str]
+    changes: Changes
+
+
+class SubmitBody(msgspec.Struct, frozen=True):
+    """The body of a POST to /submit."""
+
+    plan: str
+
+
+class ExportBody(msgspec.Struct, frozen=True):
+    """The body of a POST to /export."""
+
+    ids: list[str]
+    format: Literal["zip", "csv", "parquet"]
+
+
+class JobPlan(msgspec.Struct, frozen=True):
+    """New jobs that were shown with their price, under a name that cannot be guessed.
+
+    `pending` is the number of jobs of the run that are submitted with them.
+    """
+
+    name: str
+    jobs: tuple[Job, ...]
+    pending: int
+
+
 class Gallery:
     """The run of one directory, and the pages that follow it."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, price: float | None = None, run_variables: Collection[str] = ()) -> None:
         require_run(out)
         self.out = out
+        self.price = price
         self._observer = RunObserver(out)
         self.secret = secrets.token_urlsafe()
         self.token = secrets.token_urlsafe()
-        self.retrying = False
-        self._environment = child_environment(with_key=not self.simulated)
+        self.submitting = False
+        self.exporting = False
+        self.commands = PageCommands(out, with_key=not self.simulated, run_variables=run_variables)
+        self._plan: JobPlan | None = None
+        self._latest_run: RunRecord | None = None
         self._reread_all = False  # read all jobs again, including those that had ended
         self.ratings = read_ratings(out)
         self.run_status: dict[str, Any] = {}  # the number of jobs, and whether a process is running
@@ -165,6 +201,7 @@ class Gallery:
             rows = iter_rows(partial(_jobs_page, store), first_column, after_job_no)
             changed = [row for row in rows if self._outcomes.get(row[0]) != row[1]]
         self._outcomes.update(changed)
+        self._latest_run = run
         self.run_status = {
             "expected_jobs": run.expected_jobs if run else None,
             "max_charges": run.max_charges if run else None,
@@ -172,51 +209,45 @@ class Gallery:
         }
         return changed
 
-    async def retry(self, ids: list[str]) -> None:
-        """Resubmit these jobs with `krea-batch retry` in a separate process, and send its last lines to the pages.
+    def plan(self, ids: list[str], changes: Changes) -> JobPlan:
+        """Plan new jobs, which replace the last plan. Raises ValueError with the reason why there are none."""
+        chosen = set(ids)
+        outcomes = [outcome for outcome in self._outcomes.values() if outcome.id in chosen]
+        taken_ids = {outcome.id for outcome in self._outcomes.values()}
+        jobs = make_jobs(outcomes, changes, taken_ids, lambda: secrets.randbelow(SEEDS))
+        pending = sum(outcome.status is State.PENDING for outcome in self._outcomes.values())
+        self._plan = JobPlan(secrets.token_urlsafe(), tuple(jobs), pending)
+        return self._plan
 
-        The command keeps to --max-charges of the latest run. Set `retrying` before; it is False at the end.
-        """
-        simulate = ["--simulate"] if self.simulated else []
-        arguments = ("retry", str(self.out.absolute()), "--yes", "--ids-from=-", *simulate)
-        command = python_command("krea_batch", *arguments)
+    def take_plan(self, name: str) -> JobPlan | None:
+        """Return the plan of this name, once; None if there is no such plan any more."""
+        if self._plan is None or not secrets.compare_digest(name.encode(), self._plan.name.encode()):
+            return None
+        plan, self._plan = self._plan, None
+        return plan
+
+    async def retry(self, ids: list[str]) -> None:
+        """Resubmit these jobs, and send the last lines to the pages. Set `submitting` before."""
+        await self._broadcast_output(self.commands.retry(ids))
+
+    async def submit(self, plan: JobPlan) -> None:
+        """Submit the jobs of a plan, and send the last lines to the pages. Set `submitting` before."""
+        lines = b"".join(map(job_line, plan.jobs))
+        await self._broadcast_output(self.commands.submit(lines, self._latest_run))
+
+    async def _broadcast_output(self, command: Coroutine[Any, Any, tuple[bool, str]]) -> None:
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env=self._environment,
-                **OWN_SESSION,  # only `_interrupt` passes on a Ctrl-C in the terminal
-            )
-            try:
-                retry_output, _ = await process.communicate("".join(f"{job_id}\n" for job_id in ids).encode())
-            except asyncio.CancelledError:
-                await _interrupt(process)
-                raise
+            ok, text = await command
         finally:
-            self.retrying = False
+            self.submitting = False
             self._reread_all = True
-        lines = retry_output.decode("utf-8", "replace").strip().splitlines()
-        text = "\n".join(lines[-RETRY_OUTPUT_LINES:])
-        self.broadcast("retry_output", {"ok": process.returncode in (0, 1), "text": text})
+        self.broadcast("command_output", {"ok": ok, "text": text})
 
 
 def _jobs_page(store: LedgerReader, after_job_no: int, limit: int) -> list[tuple[int, Outcome]]:
     """Read a page of jobs in one transaction. Raises LedgerError."""
     (page,) = store.read(lambda store: store.jobs_page(after_job_no, limit))
     return page  # type: ignore[no-any-return]
-
-
-async def _interrupt(process: asyncio.subprocess.Process) -> None:
-    """Stop a retry as two Ctrl-C would, and wait for it to end.
-
-    It then waits for the responses of pending POSTs, so no job becomes ambiguous. asyncio would kill it.
-    """
-    for signal_number in INTERRUPT_SIGNALS:
-        with suppress(ProcessLookupError):
-            process.send_signal(signal_number)
-    await process.wait()
 
 
 def sse_event(name: str, data: object) -> bytes:
@@ -230,12 +261,11 @@ class GalleryApp:
     def __init__(self, gallery: Gallery) -> None:
         self._gallery = gallery
         self._tasks: set[asyncio.Task[None]] = set()
+        self._exported: tuple[str, Path] | None = None  # the name of its URL, and the file
         self.closing = False
 
     def build(self) -> web.Application:
-        app = web.Application(
-            middlewares=[_require_local_host, self._require_secret], client_max_size=MAX_RETRY_BODY_BYTES
-        )
+        app = web.Application(middlewares=[_require_local_host, self._require_secret], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(_add_security_headers)
         app.router.add_get("/", self.index)
         app.router.add_get("/items", self.items)
@@ -244,6 +274,10 @@ class GalleryApp:
         app.router.add_get(r"/thumbnail/{job_no:[0-9]+}", self.thumbnail)
         app.router.add_post("/retry", self.retry)
         app.router.add_post("/ratings", self.rate)
+        app.router.add_post("/plan", self.plan)
+        app.router.add_post("/submit", self.submit)
+        app.router.add_post("/export", self.export)
+        app.router.add_get("/exports/{name}", self.exported)
         return app
 
     @web.middleware
@@ -334,13 +368,67 @@ class GalleryApp:
         gallery = self._gallery
         ids = await self._read_body(request, list[str])
         self._require_jobs(ids)
-        if gallery.retrying or not ids:
+        if gallery.submitting or not ids:
             raise web.HTTPConflict
-        gallery.retrying = True  # here, not in the task, which starts later: two requests would start two
-        task = asyncio.create_task(gallery.retry(ids))
+        return self._start(gallery.retry(ids))
+
+    async def plan(self, request: web.Request) -> web.Response:
+        """Plan new jobs, and return what they cost. 422 says why there are none. Nothing is submitted."""
+        body = await self._read_body(request, PlanBody)
+        self._require_jobs(body.ids)
+        gallery = self._gallery
+        try:
+            plan = gallery.plan(body.ids, body.changes)
+        except ValueError as error:
+            return web.Response(status=422, text=str(error))
+        charges = len(plan.jobs) + plan.pending
+        cost = None if gallery.price is None else f"{charges * gallery.price:,.2f} at {gallery.price:g} per image"
+        reply = {"plan": plan.name, "jobs": len(plan.jobs), "pending": plan.pending, "cost": cost}
+        return web.Response(body=msgspec.json.encode(reply), content_type="application/json")
+
+    async def submit(self, request: web.Request) -> web.Response:
+        """Submit the jobs of the last plan. 410: it was submitted, or replaced."""
+        body = await self._read_body(request, SubmitBody)
+        if self._gallery.submitting:
+            raise web.HTTPConflict
+        plan = self._gallery.take_plan(body.plan)
+        if plan is None:
+            raise web.HTTPGone
+        return self._start(self._gallery.submit(plan))
+
+    def _start(self, command: Coroutine[Any, Any, None]) -> web.Response:
+        """Start a command that submits."""
+        self._gallery.submitting = True  # here, not in the task, which starts later: two requests would start two
+        task = asyncio.create_task(command)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return web.Response(status=202)
+
+    async def export(self, request: web.Request) -> web.Response:
+        """Export jobs into a file, and return the path of its URL. 422 has the last lines of a failed export."""
+        body = await self._read_body(request, ExportBody)
+        self._require_jobs(body.ids)
+        if self._gallery.exporting or not body.ids:
+            raise web.HTTPConflict
+        self._gallery.exporting, self._exported = True, None
+        try:
+            path, text = await self._gallery.commands.export(body.ids, body.format)
+        finally:
+            self._gallery.exporting = False
+        if path is None:
+            return web.Response(status=422, text=text)
+        name = secrets.token_urlsafe()
+        self._exported = (name, path)
+        return web.Response(text=f"/exports/{name}")
+
+    async def exported(self, request: web.Request) -> web.StreamResponse:
+        """Return the exported file."""
+        if self._exported is None or not secrets.compare_digest(
+            _header_bytes(request.match_info["name"]), self._exported[0].encode()
+        ):
+            raise web.HTTPNotFound
+        path = self._exported[1]
+        return web.FileResponse(path, headers={"Content-Disposition": f'attachment; filename="{path.name}"'})
 
 
 def _header_bytes(header: str) -> bytes:
@@ -384,3 +472,4 @@ async def serve(gallery: Gallery, port: int, on_ready: Callable[[str], Any]) -> 
         app.closing = True
         gallery.broadcast("end", None)  # the page ignores it; it wakes the event streams, which then end
         await runner.cleanup()
+        gallery.commands.close()

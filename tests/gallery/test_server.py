@@ -403,7 +403,7 @@ class TestRetry:
         url = start_view(failed_run, command=command, cwd=hostile, **env).url
         with EventReader(url) as events:
             assert raw_request(url, "/retry", "POST", body='["00001"]', X_Token=token(url)).status == 202
-            events.wait_for("retry_output")
+            events.wait_for("command_output")
         assert ledger_states(failed_run)["00001"] == State.SUCCEEDED
         assert not (tmp_path / "owned").exists()
 
@@ -416,7 +416,7 @@ class TestRetry:
         body = json.dumps(["00001", "00002", "00003"])
         with EventReader(url) as events:
             assert raw_request(url, "/retry", "POST", body=body, X_Token=token(url)).status == 202
-            output = events.wait_for("retry_output")
+            output = events.wait_for("command_output")
         assert not output["ok"]
         assert "max-charges" in output["text"]
         assert gateway.admin_request("/totals")["charged"] == before + 2

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from krea_batch.cli.options.run_options import PRICE
+
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
@@ -17,16 +19,21 @@ import click
     help="Port to listen on; 0: any free port.",
 )
 @click.option("--open/--no-open", "open_", default=True, help="Open the page in the browser.  [default: open]")
-def view(out: Path, port: int, open_: bool) -> None:
+@click.option(
+    "--price", type=PRICE, metavar="X", help="Price per image, to show the cost before new jobs are submitted."
+)
+def view(out: Path, port: int, open_: bool, price: float | None) -> None:
     """Show the images of the run in OUT in your browser. If the run is in progress, images appear as they arrive.
 
     The page is served to this machine only, and only to those who have the printed URL. Ctrl-C stops the server. The
-    page changes nothing unless you rate images or retry failed jobs.
+    page changes nothing unless you rate images, retry failed jobs or submit new ones.
     """
     import tempfile
 
     import anyio
 
+    from krea_batch.cli.app import ENV_PREFIX
+    from krea_batch.cli.options.run_options import run_option_names
     from krea_batch.cli.ui.formatting import show
     from krea_batch.cli.ui.optional_deps import require_gallery_extra
     from krea_batch.engine.child_process import forget_key
@@ -37,8 +44,10 @@ def view(out: Path, port: int, open_: bool) -> None:
     with require_gallery_extra():
         from krea_batch.gallery.server import Gallery, serve
 
-    gallery = Gallery(out)
-    forget_key()  # only a retry needs it, and not the browser
+    gallery = Gallery(
+        out, price=price, run_variables=[f"{ENV_PREFIX}_{option.upper()}" for option in run_option_names()]
+    )
+    forget_key()  # only commands that submit need it, and not the browser
 
     with tempfile.TemporaryDirectory(prefix="krea-batch-view-") as private_dir:
 

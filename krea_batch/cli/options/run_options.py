@@ -192,6 +192,13 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return add_options(settings + _COMMAND_OPTIONS, command)
 
 
+def run_option_names() -> list[str]:
+    """Return the parameters of `run_options`."""
+    command = click.Command("run")
+    run_options(command)
+    return [option.name for option in command.params if option.name]
+
+
 def given_settings(options: Mapping[str, Any], *, forecast_only: bool = False) -> dict[str, Any]:
     """Return the fields of `Settings` among a command's options, without those that are None or have no limit."""
     return {

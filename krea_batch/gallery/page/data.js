@@ -26,7 +26,7 @@ if (live) {
       if (queuedItems) queuedItems.push(...JSON.parse(event.data));
       else updateItems(JSON.parse(event.data));
     });
-    source.addEventListener("retry_output", (event) => showMessage(JSON.parse(event.data).text));
+    source.addEventListener("command_output", (event) => showMessage(JSON.parse(event.data).text));
     source.addEventListener("error", () => {
       // The browser reconnects, unless the server refuses the connection.
       if (source.readyState === EventSource.CLOSED) showMessage(`No connection: ${restartedText}.`);

@@ -18,10 +18,15 @@ document.addEventListener("keydown", (event) => {
     if (event.key === "ArrowRight") openNeighbour(1);
     else if (event.key === "ArrowLeft") openNeighbour(-1);
     else if (event.key === "m") { toggleMark(openItem.id); openLightbox(openItem, openFileIndex); }
+    else if (event.key === "v") newJobsLike(openItem);
     else rateByKey(event.key, openItem);
     return;
   }
+  if (document.querySelector("dialog[open]")) return;
   if (event.key === "c") compare();
+  else if (event.key === "a") markAll();
+  else if (event.key === "e" && marked.size) exportMarked();
+  else if (event.key === "v") openNewJobs(marked.size ? markedItems() : [focusedItem()].filter(Boolean));
   else if (event.key === "g") switchView(view === "grid" ? "images" : "grid");
   else if (/^(Arrow|Home$|End$)/.test(event.key) && view === "images") moveFocus(event);
   else if (event.key === "m") { const item = focusedItem(); if (item) toggleMark(item.id); }
@@ -52,6 +57,9 @@ $("rows").addEventListener("change", draw);
 $("columns").addEventListener("change", draw);
 $("images").addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
 addEventListener("resize", () => requestAnimationFrame(draw));
+$("mark-all").addEventListener("click", markAll);
+$("new")?.addEventListener("click", () => openNewJobs(markedItems()));
+$("export")?.addEventListener("click", exportMarked);
 $("compare").addEventListener("click", compare);
 $("unmark").addEventListener("click", () => { marked.clear(); $("marked").hidden = true; draw(); });
 $("save-ids").addEventListener("click", () => save("ids.txt", "text/plain", markedItems().map((item) => item.id + "\n").join("")));

@@ -2,6 +2,15 @@
 
 function toggleMark(id) {
   if (!marked.delete(id)) marked.add(id);
+  drawMarks();
+}
+// Mark all visible jobs; if all of them are marked, unmark them.
+function markAll() {
+  const ids = visibleItems.map((item) => item.id), all = ids.every((id) => marked.has(id));
+  for (const id of ids) all ? marked.delete(id) : marked.add(id);
+  drawMarks();
+}
+function drawMarks() {
   $("marked").hidden = !marked.size;
   $("marks").textContent = `${marked.size} marked`;
   draw();
