@@ -28,6 +28,9 @@ SCRIPTS = (
     "retry.js",
     "new_jobs.js",
     "exports.js",
+    "ab_rules.js",
+    "ab.js",
+    "key_help.js",
     "keys.js",
     "data.js",
 )

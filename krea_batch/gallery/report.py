@@ -59,6 +59,7 @@ def write_report(
     head, tail = render_page(
         title=path_text(Path(out.name)),
         live=False,
+        other_title="",
         token="",
         simulated=False,
         items=_escape_script_json(msgspec.json.encode(rows).decode()),

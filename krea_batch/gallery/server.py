@@ -258,8 +258,9 @@ def sse_event(name: str, data: object) -> bytes:
 class GalleryApp:
     """The HTTP handlers of the page. `closing` ends the event streams after their next event."""
 
-    def __init__(self, gallery: Gallery) -> None:
+    def __init__(self, gallery: Gallery, other: Gallery | None = None) -> None:
         self._gallery = gallery
+        self._other = other  # the run with which this one is compared
         self._tasks: set[asyncio.Task[None]] = set()
         self._exported: tuple[str, Path] | None = None  # the name of its URL, and the file
         self.closing = False
@@ -268,10 +269,12 @@ class GalleryApp:
         app = web.Application(middlewares=[_require_local_host, self._require_secret], client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(_add_security_headers)
         app.router.add_get("/", self.index)
-        app.router.add_get("/items", self.items)
+        app.router.add_get("/items", partial(self.items, self._gallery))
         app.router.add_get("/events", self.events)
-        app.router.add_get(r"/image/{job_no:[0-9]+}/{file_index:[0-9]+}", self.image)
-        app.router.add_get(r"/thumbnail/{job_no:[0-9]+}", self.thumbnail)
+        self._add_image_routes(app, self._gallery)
+        if self._other:
+            app.router.add_get("/other/items", partial(self.items, self._other))
+            self._add_image_routes(app, self._other, "/other")
         app.router.add_post("/retry", self.retry)
         app.router.add_post("/ratings", self.rate)
         app.router.add_post("/plan", self.plan)
@@ -279,6 +282,10 @@ class GalleryApp:
         app.router.add_post("/export", self.export)
         app.router.add_get("/exports/{name}", self.exported)
         return app
+
+    def _add_image_routes(self, app: web.Application, gallery: Gallery, prefix: str = "") -> None:
+        app.router.add_get(prefix + r"/image/{job_no:[0-9]+}/{file_index:[0-9]+}", partial(self.image, gallery))
+        app.router.add_get(prefix + r"/thumbnail/{job_no:[0-9]+}", partial(self.thumbnail, gallery))
 
     @web.middleware
     async def _require_secret(self, request: web.Request, handler: RequestHandler) -> web.StreamResponse:
@@ -303,6 +310,7 @@ class GalleryApp:
         text = render_page(
             title=path_text(Path(gallery.out.name)),
             live=True,
+            other_title=path_text(Path(self._other.out.name)) if self._other else "",
             token=gallery.token,
             simulated=gallery.simulated,
             items="[]",
@@ -311,19 +319,19 @@ class GalleryApp:
         )
         return web.Response(text=text, content_type="text/html", headers={"Cache-Control": "no-store"})
 
-    async def items(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._gallery.items(), content_type="application/json")
+    async def items(self, gallery: Gallery, _: web.Request) -> web.Response:
+        return web.Response(body=gallery.items(), content_type="application/json")
 
-    async def image(self, request: web.Request) -> web.StreamResponse:
-        image = self._gallery.image(int(request.match_info["job_no"]), int(request.match_info["file_index"]))
+    async def image(self, gallery: Gallery, request: web.Request) -> web.StreamResponse:
+        image = gallery.image(int(request.match_info["job_no"]), int(request.match_info["file_index"]))
         if image is None or not await anyio.Path(image.path).is_file():
             raise web.HTTPNotFound
         media_type = MEDIA_TYPES.get(image.path.suffix, "application/octet-stream")
         return web.FileResponse(image.path, headers={"Content-Type": media_type})
 
-    async def thumbnail(self, request: web.Request) -> web.Response:
-        image = self._gallery.image(int(request.match_info["job_no"]), 0)
-        data = await anyio.to_thread.run_sync(self._gallery.thumbnail, image) if image else None
+    async def thumbnail(self, gallery: Gallery, request: web.Request) -> web.Response:
+        image = gallery.image(int(request.match_info["job_no"]), 0)
+        data = await anyio.to_thread.run_sync(gallery.thumbnail, image) if image else None
         if data is None:
             raise web.HTTPNotFound
         return web.Response(body=data, content_type="image/webp", headers={"Cache-Control": "private, max-age=60"})
@@ -452,13 +460,17 @@ async def _add_security_headers(_: web.Request, response: web.StreamResponse) ->
     response.headers.update(SECURITY_HEADERS)
 
 
-async def serve(gallery: Gallery, port: int, on_ready: Callable[[str], Any]) -> None:
+async def serve(gallery: Gallery, port: int, on_ready: Callable[[str], Any], other: Gallery | None = None) -> None:
     """Serve until cancelled. `on_ready` is called with the URL, which has the secret.
+
+    `other` is a run to compare with, as it is at the start.
 
     Raises OSError if it cannot listen on the port.
     """
     await gallery.refresh()
-    app = GalleryApp(gallery)
+    if other:
+        await other.refresh()
+    app = GalleryApp(gallery, other)
     runner = web.AppRunner(app.build(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:

@@ -478,6 +478,14 @@ class TestKeyboard:
         page.keyboard.press("Enter")
         assert dialog_details(page)["id"] == ids[0]
 
+    def test_the_list_of_keys(self, mixed_url: str, open_page: OpenPage) -> None:
+        """`?` shows the keys, and Escape closes the list."""
+        page = open_page(mixed_url)
+        page.keyboard.press("?")
+        expect(page.locator("#keys")).to_contain_text("mark all shown images")
+        page.keyboard.press("Escape")
+        expect(page.locator("#keys")).to_be_hidden()
+
     def test_letters(self, mixed_url: str, open_page: OpenPage) -> None:
         """`m` marks or unmarks the focused image, `c` compares two or more, `g` switches to the grid and back."""
         page = open_page(mixed_url)
@@ -586,7 +594,25 @@ def test_axe_finds_nothing_serious(scheme: str, mixed_url: str, open_page: OpenP
     page.get_by_role("button", name="Retry failed").click()
     found["retry dialog"] = serious_violations(page)
     page.keyboard.press("Escape")
-    page.keyboard.press("g")
+    page.keyboard.press("v")
+    found["new images"] = serious_violations(page)
+    page.get_by_role("button", name="Show the price").click()
+    page.locator("#new-jobs-price").wait_for()
+    found["price"] = serious_violations(page)
+    page.keyboard.press("Escape")
+    page.keyboard.press("?")
+    found["keys"] = serious_violations(page)
+    page.keyboard.press("Escape")
+    page.keyboard.press("b")
+    found["pairs"] = serious_violations(page)
+    page.get_by_role("button", name="Blind test").click()
+    found["blind test"] = serious_violations(page)
+    page.get_by_role("button", name="Left is better").click()
+    page.get_by_role("button", name="Stop and show the result").click()
+    found["result"] = serious_violations(page)
+    page.get_by_role("button", name="Back to the pairs").click()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Grid").click()
     found["grid"] = serious_violations(page)
     choose_filters(page, status="failed")
     page.get_by_label("Search prompts and ids").fill("no such job")

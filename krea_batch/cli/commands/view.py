@@ -22,7 +22,13 @@ from krea_batch.cli.options.run_options import PRICE
 @click.option(
     "--price", type=PRICE, metavar="X", help="Price per image, to show the cost before new jobs are submitted."
 )
-def view(out: Path, port: int, open_: bool, price: float | None) -> None:
+@click.option(
+    "--compare-with",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="OTHER",
+    help="Another run directory, whose images are compared with those of OUT by their ids.",
+)
+def view(out: Path, port: int, open_: bool, price: float | None, compare_with: Path | None) -> None:
     """Show the images of the run in OUT in your browser. If the run is in progress, images appear as they arrive.
 
     The page is served to this machine only, and only to those who have the printed URL. Ctrl-C stops the server. The
@@ -47,6 +53,7 @@ def view(out: Path, port: int, open_: bool, price: float | None) -> None:
     gallery = Gallery(
         out, price=price, run_variables=[f"{ENV_PREFIX}_{option.upper()}" for option in run_option_names()]
     )
+    other = Gallery(compare_with) if compare_with else None
     forget_key()  # only commands that submit need it, and not the browser
 
     with tempfile.TemporaryDirectory(prefix="krea-batch-view-") as private_dir:
@@ -57,7 +64,7 @@ def view(out: Path, port: int, open_: bool, price: float | None) -> None:
                 _launch(url, Path(private_dir))
 
         try:
-            anyio.run(serve, gallery, port, on_ready)
+            anyio.run(serve, gallery, port, on_ready, other)
         except KeyboardInterrupt:
             return
         except OSError as error:

@@ -36,6 +36,10 @@ if (live) {
     source.addEventListener("open", () => showMessage(""));
   };
   subscribe();
+  if (body.otherTitle) fetch("/other/items").then((response) => response.ok ? response.json() : []).then((others) => {
+    otherItems = others.map((item) => ({ ...item, base: "/other" }));
+    draw();
+  });
 } else {
   const all = JSON.parse($("items").textContent);
   let index = 0;

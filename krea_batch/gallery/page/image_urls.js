@@ -5,7 +5,7 @@ const thumbnailBlocks = new Map();
 const isLocal = (item, fileIndex = 0) => item.files.length > fileIndex && !item.files[fileIndex].path.includes("://");
 function thumbnail(item) {
   if (!isLocal(item)) return null;
-  if (live) return `/thumbnail/${item.job_no}`;
+  if (live) return `${item.base ?? ""}/thumbnail/${item.job_no}`;
   const index = thumbnailIndex.get(item.job_no), blockIndex = Math.floor(index / thumbnailsPerBlock);
   if (!thumbnailBlocks.has(blockIndex)) {
     const script = $(`thumbnails-${blockIndex}`);
@@ -17,4 +17,4 @@ function thumbnail(item) {
   return data ? `data:image/webp;base64,${data}` : null;
 }
 const original = (item, fileIndex) =>
-  live ? `/image/${item.job_no}/${fileIndex}` : item.files[fileIndex].path.split("/").map(encodeURIComponent).join("/");
+  live ? `${item.base ?? ""}/image/${item.job_no}/${fileIndex}` : item.files[fileIndex].path.split("/").map(encodeURIComponent).join("/");

@@ -3,9 +3,10 @@
 function switchView(name) {
   view = name;
   for (const button of document.querySelectorAll("[data-view]")) button.setAttribute("aria-pressed", button.dataset.view === name);
-  for (const id of ["images", "grid", "charts"]) $(id).hidden = id !== name;
+  for (const id of ["images", "grid", "ab", "charts"]) $(id).hidden = id !== name;
   $("axes").hidden = name !== "grid";
-  $("filters").hidden = name === "charts";
+  $("ab-controls").hidden = name !== "ab" || blindTest !== null;
+  $("filters").hidden = name === "charts" || (name === "ab" && blindTest !== null);
   filter();
 }
 document.addEventListener("keydown", (event) => {
@@ -23,10 +24,15 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (document.querySelector("dialog[open]")) return;
-  if (event.key === "c") compare();
+  if (event.key === "?") showKeys();
+  else if (view === "ab" && blindTest && event.key.startsWith("Arrow")) {
+    event.preventDefault();
+    voteByKey(event.key);
+  } else if (event.key === "c") compare();
   else if (event.key === "a") markAll();
   else if (event.key === "e" && marked.size) exportMarked();
   else if (event.key === "v") openNewJobs(marked.size ? markedItems() : [focusedItem()].filter(Boolean));
+  else if (event.key === "b") switchView(view === "ab" ? "images" : "ab");
   else if (event.key === "g") switchView(view === "grid" ? "images" : "grid");
   else if (/^(Arrow|Home$|End$)/.test(event.key) && view === "images") moveFocus(event);
   else if (event.key === "m") { const item = focusedItem(); if (item) toggleMark(item.id); }
@@ -57,6 +63,7 @@ $("rows").addEventListener("change", draw);
 $("columns").addEventListener("change", draw);
 $("images").addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
 addEventListener("resize", () => requestAnimationFrame(draw));
+$("show-keys").addEventListener("click", showKeys);
 $("mark-all").addEventListener("click", markAll);
 $("new")?.addEventListener("click", () => openNewJobs(markedItems()));
 $("export")?.addEventListener("click", exportMarked);

@@ -10,6 +10,7 @@ function measure() {
 }
 function draw() {
   if (view === "grid") return drawGrid();
+  if (view === "ab") return drawAb();
   if (view !== "images") return;
   measure();
   const { columns, width } = layout, height = width + CAPTION_PX + GAP_PX;
