@@ -135,7 +135,7 @@ class TestNewJobsInThePage:
         """Without a change, the dialog says what is missing, and submits nothing."""
         page = open_page(start_paid_view(charged_run).url, allowed_errors=("422",))
         page.keyboard.press("a")
-        page.get_by_role("button", name="New images").click()
+        page.get_by_role("button", name="More like these").click()
         page.get_by_label("New seeds for each").fill("0")
         page.get_by_role("button", name="Show the price").click()
         expect(page.get_by_role("alert")).to_contain_text("Change at least one parameter")

@@ -28,7 +28,7 @@ function openLightbox(item, fileIndex = 0) {
     el("div", { class: "button-row" }, stepButton("Previous image", -1), stepButton("Next image", 1),
       el("button", { type: "button", onclick: () => { toggleMark(item.id); openLightbox(item, fileIndex); } },
         marked.has(item.id) ? "Unmark" : "Mark"),
-      live ? el("button", { type: "button", onclick: () => newJobsLike(item) }, "New images") : null,
+      live ? el("button", { type: "button", onclick: () => newJobsLike(item) }, "More like this") : null,
       isLocal(item, fileIndex) ? el("a", { href: original(item, fileIndex), target: "_blank", rel: "noopener" }, "Open file") : null,
       el("button", { type: "button", onclick: () => $("lightbox").close(), "aria-label": "Close" }, "✕")),
     ...(item.files.length > 1 ? [el("div", { class: "button-row" }, ...item.files.map((_, index) =>
