@@ -21,7 +21,7 @@ COVERING := tests/rules tests/ledger tests/pipeline tests/engine tests/simulatio
 
 GENERATED := docs/reference/command-line.md docs/reference/settings.md docs/reference/files.md docs/reference/messages.md
 
-.PHONY: demo test check coverage generate docs bench simtest crashtest clean
+.PHONY: demo test check coverage generate screenshots docs bench simtest crashtest clean
 
 demo: $(VENV)/.demo
 	$(BIN)/krea-batch demo $(OUT)
@@ -52,6 +52,9 @@ generate: $(VENV)/.dev
 	$(BIN)/cog -r $(GENERATED)
 	$(BIN)/python -m docs.state_diagram > docs/reference/states.svg
 	$(BIN)/python -m docs.explanations > krea_batch/cli/ui/explanations.json
+
+screenshots: $(VENV)/.dev
+	$(BIN)/python -m docs.screenshots
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict
