@@ -317,7 +317,7 @@ class TestWriting:
         assert done.returncode == 2
         assert "report.html (File too large)" in done.stderr
         assert (out / "report.html").read_bytes() == old_report
-        assert sorted(path.name for path in out.iterdir()) == ["images", "ledger.db", "report.html", "thumbnails"]
+        assert sorted(path.name for path in out.iterdir()) == ["images", "ledger.db", "report.html"]
 
     def test_an_invalid_rate(self, tmp_path: Path) -> None:
         """For an invalid rate, the command exits with 2."""
