@@ -20,7 +20,7 @@ from typing import Self
 
 import msgspec
 
-from krea_batch.engine.child_process import child_environment, python_command
+from krea_batch.engine.child_process import OWN_SESSION, child_environment, python_command
 from krea_batch.events import Event, JobEnded
 from krea_batch.gallery.thumbnail_files import LocalImage, local_image
 
@@ -95,7 +95,7 @@ class ThumbnailMaker:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=child_environment(with_key=False),
-                start_new_session=True,  # Ctrl-C is for the run, which ends this process
+                **OWN_SESSION,  # Ctrl-C is for the run, which ends this process
             )
         finally:
             os.close(read_fd)
