@@ -67,6 +67,12 @@ def _no_database_server_is_left() -> Iterator[None]:
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    """Run coroutines on asyncio only: older versions of anyio also use trio."""
+    return "asyncio"
+
+
+@pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Change to an empty working directory, and return it."""
     monkeypatch.chdir(tmp_path)
