@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+UV := $(BIN)/uv --no-config
 OUT ?= demo
 SEEDS ?= 10000
 KILLS ?= 200
@@ -21,7 +22,7 @@ COVERING := tests/rules tests/ledger tests/pipeline tests/engine tests/simulatio
 
 GENERATED := docs/reference/command-line.md docs/reference/settings.md docs/reference/files.md docs/reference/messages.md
 
-.PHONY: demo test check coverage generate screenshots docs bench simtest crashtest clean
+.PHONY: demo test check coverage generate screenshots lock docs bench simtest crashtest clean
 
 demo: $(VENV)/.demo
 	$(BIN)/krea-batch demo $(OUT)
@@ -55,6 +56,10 @@ generate: $(VENV)/.dev
 
 screenshots: $(VENV)/.dev
 	$(BIN)/python -m docs.screenshots
+
+lock: $(VENV)/.dev
+	$(UV) pip compile pyproject.toml --extra dev --extra ray --universal --python-version 3.11 --no-annotate \
+		--custom-compile-command "make lock" --quiet -o constraints.txt
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict

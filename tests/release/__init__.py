@@ -1,0 +1,1 @@
+"""Tests of the packages, and of what checks and publishes them."""
