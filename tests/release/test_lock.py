@@ -16,7 +16,9 @@ LOCK = (ROOT / "constraints.txt").read_text("utf-8")
 def test_each_direct_dependency_is_pinned() -> None:
     """The lock has a version of each package that pyproject.toml names, which its range allows."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    lines = [line for group in (project["dependencies"], *project["optional-dependencies"].values()) for line in group]
+    lines = [
+        line for group in (project["dependencies"], *project["optional-dependencies"].values()) for line in group
+    ]
     pinned: dict[str, list[str]] = {}
     for name, version in re.findall(r"^(\S+)==(\S+)", LOCK, re.MULTILINE):
         pinned.setdefault(canonicalize_name(name), []).append(version)
