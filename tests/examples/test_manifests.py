@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import click
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from krea_batch.cli.app import app
 
-CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"
-MANIFESTS = sorted(CLUSTER.glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "examples" / "monitoring"
+MANIFESTS = [*sorted((ROOT / "examples" / "cluster").glob("*.yaml")), MONITORING / "compose.yaml"]
 ANSWER_S = 60  # in which a POST is answered (Settings.request_timeout_s)
 
 
@@ -32,7 +35,7 @@ def pods(document: dict[str, Any]) -> Iterator[tuple[list[str], float]]:
 
 
 COMMANDS = [
-    pytest.param(arguments, grace_s, id=f"{path.stem} {arguments[0]}")
+    pytest.param(arguments, grace_s, id=f"{path.parent.name} {path.stem} {arguments[0]}")
     for path in MANIFESTS
     for document in documents(path)
     for arguments, grace_s in pods(document)
@@ -48,9 +51,9 @@ def parse(arguments: list[str]) -> dict[str, Any]:
 
 
 def test_there_are_manifests() -> None:
-    """One engine and several workers, for Docker Compose and for Kubernetes."""
-    assert [path.stem for path in MANIFESTS] == ["compose-workers", "compose", "engine", "workers"]
-    assert len(COMMANDS) == 6
+    """One engine and several workers, for Docker Compose and for Kubernetes; and a run with monitoring."""
+    assert [path.stem for path in MANIFESTS] == ["compose-workers", "compose", "engine", "workers", "compose"]
+    assert len(COMMANDS) == 7
 
 
 @pytest.mark.parametrize(("arguments", "grace_s"), COMMANDS)
@@ -62,7 +65,42 @@ def test_a_command(arguments: list[str], grace_s: float, tmp_path: Path, monkeyp
     assert grace_s >= options.get("drain", 0) + ANSWER_S
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+COMPOSE_FILES = [path for path in MANIFESTS if path.stem.startswith("compose")]
+
+
+@pytest.mark.parametrize("path", COMPOSE_FILES, ids=lambda path: f"{path.parent.name} {path.stem}")
+def test_what_a_compose_file_names(path: Path) -> None:
+    """The Dockerfile and the mounted files exist; other images have a version; krea-batch has a read-only root."""
+    (document,) = documents(path)
+    for service in document["services"].values():
+        if service["image"] == "krea-batch":
+            assert (path.parent / service["build"] / "Dockerfile").is_file()
+            assert service["init"]
+            assert service["read_only"]
+        else:
+            assert ":" in service["image"]
+        for source in (volume.partition(":")[0] for volume in service.get("volumes", [])):
+            assert source in document["volumes"] or (path.parent / source).exists()
+
+
+def test_monitoring() -> None:
+    """Prometheus scrapes the port of the run, Grafana asks this Prometheus and shows krea-batch's own dashboard."""
+    (compose,) = documents(MONITORING / "compose.yaml")
+    services = compose["services"]
+    port = parse(services["engine"]["command"])["metrics_port"].rpartition(":")[2]
+    (scrape,) = documents(MONITORING / "prometheus.yml")
+    assert scrape["scrape_configs"][0]["static_configs"] == [{"targets": [f"engine:{port}"]}]
+    (datasources,) = documents(MONITORING / "datasources.yaml")
+    assert [each["url"] for each in datasources["datasources"]] == ["http://prometheus:9090"]
+    (dashboards,) = documents(MONITORING / "dashboards.yaml")
+    folder = dashboards["providers"][0]["options"]["path"]
+    mounts = dict(volume.split(":")[:2] for volume in services["grafana"]["volumes"])
+    (shown,) = (source for source, target in mounts.items() if target.startswith(folder))
+    printed = CliRunner().invoke(app, ["dashboard"]).output
+    assert json.loads((MONITORING / shown).read_text("utf-8")) == json.loads(printed)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: f"{path.parent.name} {path.stem}")
 def test_no_secret_is_in_a_manifest(path: Path) -> None:
     """Keys and passwords come from the environment or from secrets, and volumes are declared."""
     for document in documents(path):
