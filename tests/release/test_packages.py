@@ -87,7 +87,8 @@ def test_the_sdist_can_be_tested(wheel: Path) -> None:
     with tarfile.open(wheel.with_name(f"krea_batch-{VERSION}.tar.gz")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert package_files() <= names
-    assert {"tests/conftest.py", "release/build_hook.py", "constraints.txt", "Makefile", "LICENSE"} <= names
+    others = {".github/workflows/tests.yml", "CHANGELOG.md", "Dockerfile", "LICENSE", "Makefile", "constraints.txt"}
+    assert {"tests/conftest.py", "release/build_hook.py", *others} <= names
     assert {name.partition("/")[0] for name in names} <= {path.name for path in ROOT.iterdir()} | {"PKG-INFO"}
     assert not [name for name in names if name.startswith((".venv", ".git/", "dist/", "build/"))]
 
