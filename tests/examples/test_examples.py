@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,7 @@ class TestWorker:
 
     @staticmethod
     def messages(tmp_path: Path) -> list[tuple[Any, ...]]:
-        with sqlite3.connect(tmp_path / "queue.db") as queue:
+        with closing(sqlite3.connect(tmp_path / "queue.db")) as queue:
             return queue.execute("SELECT prompt, status, result FROM messages ORDER BY id").fetchall()
 
     def test_queued_messages_become_images(self, simulate: StartSimulator, tmp_path: Path) -> None:

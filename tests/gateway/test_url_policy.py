@@ -193,9 +193,10 @@ def test_no_url_raises(url: str, loopback: bool) -> None:
 
 @given(st.ip_addresses())
 def test_no_private_address_passes(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
-    """Every address that is public is global and unicast."""
+    """Every address that is public is global and unicast, or has a public IPv4 address in it."""
     if is_allowed_address(str(ip), allow_loopback=False):
-        assert ip.is_global or (isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None)
+        embedded = (ip.ipv4_mapped or ip.sixtofour) if isinstance(ip, ipaddress.IPv6Address) else None
+        assert ip.is_global or (embedded and embedded.is_global)
         assert not (ip.is_multicast or ip.is_loopback or ip.is_link_local or ip.is_unspecified)
 
 

@@ -407,10 +407,11 @@ class TestRecover:
             async with Engine(out, gateway_client=gateway, rate="10/s", job_timeout_s=600.0) as engine:
                 running = asyncio.create_task(engine.run(make_jobs(JOBS)))
                 await asyncio.sleep(killed_s)
-                with SqliteLedger.open(out / "ledger.db", read_only=True)._sql as source:
-                    store = SqliteLedger.open(tmp_path / "backup")
-                    source.backup(store._sql)
-                    store.close()
+                source = SqliteLedger.open(out / "ledger.db", read_only=True)
+                store = SqliteLedger.open(tmp_path / "backup")
+                source._sql.backup(store._sql)
+                store.close()
+                source.close()
                 await running
 
         run_virtual(main())

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from backports import zstd
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -25,6 +24,11 @@ from krea_batch.sources.inputs import natural_sort_key
 from krea_batch.sources.options import Format, TextUnit
 from krea_batch.sources.sweep import make_axis
 from krea_batch.sources.values import is_unusable
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 AWKWARD_CELLS = [
     "-starts with a dash",
