@@ -46,8 +46,8 @@ def run_checked(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-def uv(*arguments: str | Path, cwd: Path) -> None:
-    run_checked(sys.executable, "-m", "uv", "--quiet", "--no-config", *arguments, cwd=cwd)
+def uv(*arguments: str | Path, cwd: Path) -> str:
+    return run_checked(sys.executable, "-m", "uv", "--quiet", "--no-config", *arguments, cwd=cwd)
 
 
 def package_files() -> set[str]:
@@ -103,6 +103,12 @@ def test_the_commands_of_an_installed_wheel(environment: Path, tmp_path: Path) -
     images = sorted((tmp_path / "run/images").iterdir())
     assert [path.name for path in images] == ["cat.png", "dog.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in images)
+
+
+def test_a_wheel_that_is_not_installed(wheel: Path, tmp_path: Path) -> None:
+    """uvx runs the command of the wheel in an environment that it makes itself."""
+    printed = uv("tool", "run", "--from", wheel, "krea-batch", "--version", cwd=tmp_path)
+    assert printed == f"krea-batch, version {VERSION}\n"
 
 
 def test_the_shell_files_of_an_installed_wheel(environment: Path, tmp_path: Path) -> None:
