@@ -105,6 +105,12 @@ def test_the_commands_of_an_installed_wheel(environment: Path, tmp_path: Path) -
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in images)
 
 
+def test_the_demo_of_an_installed_wheel(environment: Path, tmp_path: Path) -> None:
+    """`krea-batch demo` has its jobs in the wheel, and makes ten images."""
+    run_checked(environment / "bin/krea-batch", "demo", "out", cwd=tmp_path)
+    assert len(list((tmp_path / "out").rglob("images/*.png"))) == 10
+
+
 def test_a_wheel_that_is_not_installed(wheel: Path, tmp_path: Path) -> None:
     """uvx runs the command of the wheel in an environment that it makes itself."""
     printed = uv("tool", "run", "--from", wheel, "krea-batch", "--version", cwd=tmp_path)
