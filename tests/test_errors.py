@@ -39,10 +39,13 @@ ROUND_TRIPS: list[Callable[[Any], Any]] = [
 
 
 def exception_classes() -> list[type[Exception]]:
-    """Return every exception class that a module of the package defines."""
+    """Return every exception class that a module of the package defines.
+
+    The scripts of the comparison are programs of their own, and may need packages that no extra installs.
+    """
     found = set()
     for module in pkgutil.walk_packages(krea_batch.__path__, "krea_batch."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__") and not module.name.startswith("krea_batch.benchmark.scripts."):
             members = vars(importlib.import_module(module.name)).values()
             found |= {member for member in members if inspect.isclass(member) and issubclass(member, Exception)}
     own = (kind for kind in found if kind.__module__.startswith("krea_batch."))
