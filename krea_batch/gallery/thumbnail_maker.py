@@ -23,8 +23,8 @@ import msgspec
 from krea_batch.engine.child_process import OWN_SESSION, child_environment, python_command
 from krea_batch.events import Event, JobEnded
 from krea_batch.gallery.thumbnail_files import LocalImage, local_image
+from krea_batch.storage.operating_system import lower_priority, refuse_to_wait
 
-LOWEST_PRIORITY = 19  # nice(2)
 MAX_WAIT_S = 2.0  # chosen: for the last images, after the run; the others are made by `view` and `report`
 MAX_LINE_BYTES = getattr(select, "PIPE_BUF", 512)  # pipe(7): up to this size, all of a line is written or nothing
 
@@ -87,8 +87,8 @@ class ThumbnailMaker:
     def _start(self) -> None:
         """Start the child process, which reads requests from a pipe. Raises OSError."""
         read_fd, self._queue_fd = os.pipe()
-        os.set_blocking(self._queue_fd, False)
         try:
+            refuse_to_wait(self._queue_fd)
             self._process = subprocess.Popen(  # noqa: S603 - this module
                 python_command("krea_batch.gallery.thumbnail_maker", str(self._out.absolute())),
                 stdin=read_fd,
@@ -115,5 +115,5 @@ def make_requested_thumbnails(out: Path) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(LOWEST_PRIORITY)
+    lower_priority()
     make_requested_thumbnails(Path(sys.argv[1]))

@@ -52,6 +52,7 @@ _ERROR_ACCESS_DENIED, _ERROR_SHARING_VIOLATION = 5, 32  # Windows, System Error 
 _SHARING_WAITS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # chosen: a virus scanner is done within a second
 _NOT_SUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)  # of F_FULLFSYNC
 MAX_OPEN_FILES = (65_536, 10_240)  # chosen: more than a run opens; and OPEN_MAX of macOS, which may refuse more
+LOWEST_PRIORITY = 19  # nice(2)
 _PROC_STATUS = Path("/proc/self/status")
 
 
@@ -99,6 +100,14 @@ def start_writing(fd: int) -> None:
         advise(fd, 0, 0, getattr(os, "POSIX_FADV_DONTNEED"))  # noqa: B009 - mypy knows that Windows has none
 
 
+def refuse_to_wait(fd: int) -> None:
+    """Make writes to a pipe fail while it is full. Raises OSError, also if the system cannot do this."""
+    set_blocking = getattr(os, "set_blocking", None)
+    if set_blocking is None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    set_blocking(fd, False)
+
+
 def sharing_waits_s(error: OSError) -> tuple[float, ...]:
     """Return how long to wait before each further attempt to rename or delete a file after this error.
 
@@ -116,6 +125,12 @@ def is_read_only(path: Path) -> bool:
 
 
 # ---- the process -----------------------------------------------------------------------------------------
+
+
+def lower_priority() -> None:
+    """Let all other processes go first. Windows has no such numbers, and ignores it."""
+    if nice := getattr(os, "nice", None):
+        nice(LOWEST_PRIORITY)
 
 
 def user_id() -> int:
