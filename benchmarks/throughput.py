@@ -124,7 +124,8 @@ def measure(case: LimitCase, jobs: int, parent_dir: str) -> ThroughputResult:
         limits += ["--shared"] if case.workers else []
         if case.ledger:
             limits += ["--ledger", case.ledger, "--batch", Path(folder).name.lower()]
-        command = [*COMMAND, "run", "jobs.jsonl", "--gateway", urls["gateway_url"], *limits, "--quiet", "--out"]
+        output = ["--no-thumbnails", "--quiet", "--out"]  # thumbnails would take the processor of the simulator
+        command = [*COMMAND, "run", "jobs.jsonl", "--gateway", urls["gateway_url"], *limits, *output]
         environment = os.environ | {"PIXAZO_API_KEY": "benchmark"}
         outs = [f"out-{number}" if case.ledger else "out" for number in range(max(1, case.workers))]
         processes = [subprocess.Popen([*command, out], cwd=folder, env=environment) for out in outs]

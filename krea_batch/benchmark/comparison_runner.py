@@ -180,7 +180,7 @@ class ProgramStart:
             lines = (json.dumps({"id": f"{n:06d}", "prompt": f"image {n}"}) + "\n" for n in range(settings.jobs))
             (folder / "jobs.jsonl").write_text("".join(lines), "utf-8")
             limits = ["--rate", settings.rate, "--poll-interval", f"{settings.poll_interval_s}"]
-            limits += ["--max-in-flight", f"{settings.max_in_flight}"]
+            limits += ["--max-in-flight", f"{settings.max_in_flight}", "--no-thumbnails"]
             if program is ComparedProgram.CALLBACKS:
                 address = f"127.0.0.1:{_free_port()}"
                 limits += ["--webhook-listen", address, "--webhook-url", f"http://{address}"]
