@@ -1,6 +1,7 @@
 """A page of the images of a run: served while they arrive, or written as one HTML file. Commands change the run.
 
 server           the page on this machine, updated by server-sent events
+shown_run        the run that the page shows: jobs, ratings, planned jobs
 report           the page as one file, with thumbnails and charts
 rendering        the page from its template, and jobs as the page reads them
 thumbnails       small images, made in threads

@@ -27,8 +27,8 @@ WAL, SHM = f"{LEDGER}-wal", f"{LEDGER}-shm"
 GALLERY_SCRIPT = """
 import asyncio, json, sys
 from pathlib import Path
-from krea_batch.gallery.server import Gallery
-gallery = Gallery(Path(sys.argv[1]))
+from krea_batch.gallery.shown_run import ShownRun
+gallery = ShownRun(Path(sys.argv[1]))
 asyncio.run(gallery.refresh())
 print([item["status"] for item in json.loads(gallery.items())])
 """

@@ -20,7 +20,8 @@ import pytest
 from aiohttp import web
 from playwright.sync_api import expect
 
-from krea_batch.gallery.server import Gallery, GalleryApp
+from krea_batch.gallery.server import GalleryApp
+from krea_batch.gallery.shown_run import ShownRun
 from krea_batch.jobs import State
 from krea_batch.storage.run_dir import THUMBNAILS
 from tests.engine_fixtures import ledger_states
@@ -361,7 +362,7 @@ class TestRetry:
                 return b'["one"]'
 
         async def send_two() -> None:
-            gallery = Gallery(make_run(tmp_path / "run", SeedJob(id="one", status=State.FAILED)))
+            gallery = ShownRun(make_run(tmp_path / "run", SeedJob(id="one", status=State.FAILED)))
             await gallery.refresh()
             started: list[list[str]] = []
 

@@ -48,12 +48,13 @@ def view(out: Path, port: int, open_: bool, price: float | None, compare_with: P
 
     require_run(out)
     with require_gallery_extra():
-        from krea_batch.gallery.server import Gallery, serve
+        from krea_batch.gallery.server import serve
+        from krea_batch.gallery.shown_run import ShownRun
 
-    gallery = Gallery(
+    run = ShownRun(
         out, price=price, run_variables=[f"{ENV_PREFIX}_{option.upper()}" for option in run_option_names()]
     )
-    other = Gallery(compare_with) if compare_with else None
+    other = ShownRun(compare_with) if compare_with else None
     forget_key()  # only commands that submit need it, and not the browser
 
     with tempfile.TemporaryDirectory(prefix="krea-batch-view-") as private_dir:
@@ -64,7 +65,7 @@ def view(out: Path, port: int, open_: bool, price: float | None, compare_with: P
                 _launch(url, Path(private_dir))
 
         try:
-            anyio.run(serve, gallery, port, on_ready, other)
+            anyio.run(serve, run, port, on_ready, other)
         except KeyboardInterrupt:
             return
         except OSError as error:
