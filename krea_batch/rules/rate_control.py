@@ -17,7 +17,7 @@ from krea_batch.rules.found_limit import RESUMED_SHARE, FoundLimit
 from krea_batch.rules.jobs_limit import JobsLimit, Submit
 from krea_batch.rules.limit_estimate import MIN_GAP, Estimate
 from krea_batch.rules.rate_search import RateSearch
-from krea_batch.rules.send_window import WINDOW_S, SendWindow
+from krea_batch.rules.send_window import MARGIN_S, WINDOW_S, SendWindow
 
 FULL_SHARE = 0.95  # chosen: if this share of the configured rate was accepted, the configured rate is correct
 PAUSE_WITHOUT_RETRY_AFTER_S = 0.25  # chosen: after a 429 without Retry-After, at first
@@ -37,10 +37,10 @@ class RateController:
     With `discover`, the user has not configured a rate: it starts low and grows fast until the first 429.
     """
 
-    def __init__(self, ceiling_per_s: float, *, discover: bool = False) -> None:
+    def __init__(self, ceiling_per_s: float, *, discover: bool = False, margin_s: float = MARGIN_S) -> None:
         self.ceiling_per_s = ceiling_per_s
         start_per_s = min(DISCOVERY_START_PER_S, ceiling_per_s) if discover else ceiling_per_s
-        self._window = SendWindow(ceiling_per_s)
+        self._window = SendWindow(ceiling_per_s, margin_s)
         self._latency = AnswerLatency()
         self._search = RateSearch(start_per_s, ceiling_per_s, is_known=not discover)
         self._jobs = JobsLimit()

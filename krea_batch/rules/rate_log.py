@@ -15,9 +15,10 @@ import msgspec
 
 from krea_batch.rules.found_limit import FoundLimit
 from krea_batch.rules.rate_control import RateController
-from krea_batch.rules.send_window import BURST_S
+from krea_batch.rules.send_window import BURST_S, MARGIN_S
 
 MIN_GAP_S = 1e-6  # chosen: slots are not equal, since later events name them by their instants
+SHARED_MARGIN_S = 2 * MARGIN_S  # chosen: a delay of a send is reported in steps, and that of its arrival adds to it
 HORIZON_S = 0.5  # chosen: slots are taken at most so long before their time, so that a refusal stops few of them
 
 
@@ -128,13 +129,17 @@ class RateView(msgspec.Struct, frozen=True):
     jobs_in_process: int
 
 
+def _controller(ceiling_per_s: float, *, discover: bool) -> RateController:
+    return RateController(ceiling_per_s, discover=discover, margin_s=SHARED_MARGIN_S)
+
+
 class RateLog:
     """The shared rate, as one run knows it. `ceiling_per_s` and `discover` are those of `RateController`."""
 
     def __init__(self, ceiling_per_s: float, *, discover: bool) -> None:
         self._ceiling_per_s = ceiling_per_s
         self._discover = discover
-        self._controller = RateController(ceiling_per_s, discover=discover)
+        self._controller = _controller(ceiling_per_s, discover=discover)
         self._new: list[Event] = []
         self._restarts = 0
         self._even_s = -math.inf  # when the next slot is due at an even rate
@@ -193,7 +198,7 @@ class RateLog:
         match event:
             case Restart(found, sent_s):
                 self._restarts += 1
-                self._controller = RateController(self._ceiling_per_s, discover=self._discover)
+                self._controller = _controller(self._ceiling_per_s, discover=self._discover)
                 if found:
                     self._controller.resume(found)
                 self._controller.remember_sent(sent_s)
