@@ -158,15 +158,20 @@ def test_the_jobs_of_a_fenced_engine_are_taken_over(tmp_path: Path) -> None:
     assert query_ledger(tmp_path, "SELECT run_no, fenced FROM runs") == [(1, 1), (2, 0), (3, 0)]
 
 
+async def start_with_a_job(out: Path, gateway: ScriptedGateway) -> Engine:
+    engine = open_engine(out, gateway)
+    await engine.start()
+    await engine.submit(make_jobs(1)[0])
+    return engine
+
+
 def test_an_engine_that_is_fenced_after_it_was_stopped(tmp_path: Path) -> None:
     """An engine that was asked to stop does not start again, since it would then submit jobs."""
     gateway = ScriptedGateway()
 
     async def run() -> None:
         async with open_engine(tmp_path, gateway) as two:
-            one = open_engine(tmp_path, gateway)
-            await one.start()
-            await one.submit(make_jobs(1)[0])
+            one = await start_with_a_job(tmp_path, gateway)
             one.stop()
             fence(tmp_path, 2)
             with pytest.raises(FencedError):
@@ -183,9 +188,7 @@ def test_an_engine_that_is_fenced_while_it_closes(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with open_engine(tmp_path, gateway) as two:
-            one = open_engine(tmp_path, gateway)
-            await one.start()
-            await one.submit(make_jobs(1)[0])
+            one = await start_with_a_job(tmp_path, gateway)
             closing = asyncio.create_task(one.aclose())
             await asyncio.sleep(0.1)
             fence(tmp_path, 2)
