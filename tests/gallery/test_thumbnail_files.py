@@ -114,15 +114,20 @@ def ended_job_in(out: Path) -> JobEnded:
     return ended_job(image.path.name, image.sha256)
 
 
+def start_child(maker: ThumbnailMaker, event: JobEnded) -> int:
+    """Let a maker queue an image, and return the id of its child process."""
+    maker.on_event(event)
+    assert maker.pid is not None
+    return maker.pid
+
+
 class TestThumbnailMaker:
     def test_it_has_no_key(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The process that decodes bytes of other servers has the lowest priority, and not the API key."""
         monkeypatch.setenv("PIXAZO_API_KEY", "secret-key")
         with ThumbnailMaker(tmp_path) as maker:
-            maker.on_event(ended_job_in(tmp_path))
+            child = start_child(maker, ended_job_in(tmp_path))
             wait_until(lambda: bool(kept_names(tmp_path)))
-            child = maker.pid
-            assert child is not None
             assert b"secret-key" not in Path(f"/proc/{child}/environ").read_bytes()
             assert os.getpriority(os.PRIO_PROCESS, child) == 19
 
@@ -130,9 +135,7 @@ class TestThumbnailMaker:
         """If the process does not read, events are dropped, and it is killed at the end."""
         with ThumbnailMaker(tmp_path) as maker:
             event = ended_job_in(tmp_path)
-            maker.on_event(event)
-            child = maker.pid
-            assert child is not None
+            child = start_child(maker, event)
             os.kill(child, signal.SIGSTOP)
             for _ in range(5000):
                 maker.on_event(event)
@@ -142,9 +145,7 @@ class TestThumbnailMaker:
         """If the process is killed, as for its memory, no further event is sent, and none raises."""
         with ThumbnailMaker(tmp_path) as maker:
             event = ended_job_in(tmp_path)
-            maker.on_event(event)
-            child = maker.pid
-            assert child is not None
+            child = start_child(maker, event)
             os.kill(child, signal.SIGKILL)
             wait_until(lambda: Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
             for _ in range(10):
