@@ -43,6 +43,15 @@ class DirectoryLock(Protocol):
         ...
 
 
+def try_flock(fd: int, *, shared: bool = False) -> bool:
+    """Lock an open file or directory. Return False if another process has it. Raises OSError; only with `fcntl`."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class Flock:
     """A lock on the directory itself."""
 
@@ -51,15 +60,11 @@ class Flock:
 
     def try_lock(self, *, shared: bool = False) -> bool:
         """See `DirectoryLock`."""
-        operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
         for n in range(MAX_LOCK_ATTEMPTS):
             if n:
                 time.sleep(LOCK_RETRY_S)
-            try:
-                fcntl.flock(self._fd, operation)
-            except BlockingIOError:
-                continue
-            return True
+            if try_flock(self._fd, shared=shared):
+                return True
         return False
 
     def release(self) -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from krea_batch.rules.lease import LEASE_S
+from krea_batch.storage.directory_lock import try_flock
 from krea_batch.storage.operating_system import NO_FOLLOW, OPEN_DIRECTORY, fcntl, user_id
 
 log = logging.getLogger("krea_batch")
@@ -86,7 +87,7 @@ def is_released(name: str) -> bool:
             fd = os.open(_file_name(name), os.O_RDWR | NO_FOLLOW, dir_fd=folder_fd)
             try:
                 # A file that was removed meanwhile proves nothing: another process has recorded the end of its run.
-                return _try_lock(fd) and _is_in_place(fd, name, folder_fd)
+                return try_flock(fd) and _is_in_place(fd, name, folder_fd)
             finally:
                 os.close(fd)
     except OSError:  # It is missing, or it is not of this user.
@@ -106,7 +107,7 @@ def _lock_new_file() -> tuple[str, int]:
     with _open_folder(create=True) as folder_fd:
         fd = os.open(_file_name(name), os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o600, dir_fd=folder_fd)
     try:
-        if not _try_lock(fd):
+        if not try_flock(fd):
             raise BlockingIOError(errno.EWOULDBLOCK, "a new file is locked")
     except OSError:
         os.close(fd)
@@ -145,15 +146,6 @@ def _file_name(name: str) -> str:
     except OSError:  # not on Linux
         machine = platform.node()
     return f"{machine}-{name}.lock"
-
-
-def _try_lock(fd: int) -> bool:
-    """Lock a file exclusively. Return False if another process has locked it. Raises OSError."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_in_place(fd: int, name: str, folder_fd: int) -> bool:
