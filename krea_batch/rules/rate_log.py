@@ -129,17 +129,13 @@ class RateView(msgspec.Struct, frozen=True):
     jobs_in_process: int
 
 
-def _controller(ceiling_per_s: float, *, discover: bool) -> RateController:
-    return RateController(ceiling_per_s, discover=discover, margin_s=SHARED_MARGIN_S)
-
-
 class RateLog:
     """The shared rate, as one run knows it. `ceiling_per_s` and `discover` are those of `RateController`."""
 
     def __init__(self, ceiling_per_s: float, *, discover: bool) -> None:
         self._ceiling_per_s = ceiling_per_s
         self._discover = discover
-        self._controller = _controller(ceiling_per_s, discover=discover)
+        self._controller = self._new_controller()
         self._new: list[Event] = []
         self._restarts = 0
         self._even_s = -math.inf  # when the next slot is due at an even rate
@@ -186,6 +182,9 @@ class RateLog:
             controller.jobs_in_process,
         )
 
+    def _new_controller(self) -> RateController:
+        return RateController(self._ceiling_per_s, discover=self._discover, margin_s=SHARED_MARGIN_S)
+
     def _take(self, now_s: float, *, is_submit: bool) -> float | None:
         slot_s = max(now_s + self._controller.wait_s(now_s), self._even_s, self._latest_slot_s + MIN_GAP_S)
         if slot_s > now_s + HORIZON_S or (is_submit and not self._controller.has_room(now_s)):
@@ -198,7 +197,7 @@ class RateLog:
         match event:
             case Restart(found, sent_s):
                 self._restarts += 1
-                self._controller = _controller(self._ceiling_per_s, discover=self._discover)
+                self._controller = self._new_controller()
                 if found:
                     self._controller.resume(found)
                 self._controller.remember_sent(sent_s)
