@@ -128,8 +128,12 @@ class Pipeline:
         """Take the jobs that an earlier run left, each in the stage of its state."""
         if self.coordinator:
             await self.coordinator.look()
-            self.callback_handler.on_open_jobs_resumed()
-            return
+        else:
+            await self._resume_all()
+        self.callback_handler.on_open_jobs_resumed()
+
+    async def _resume_all(self) -> None:
+        """Take all open jobs of the ledger, as the only run that works on it."""
         after_no = 0
         while batch := await self._run.record(Ledger.open_jobs, after_no, MAX_TRANSACTION_ROWS):
             for record in batch:
@@ -137,7 +141,6 @@ class Pipeline:
                 request = await self._run.record(Ledger.request_of, record.job_no) if is_pending else None
                 self._resume(record, request)
             after_no = batch[-1].job_no
-        self.callback_handler.on_open_jobs_resumed()
 
     def _resume(self, record: OpenJob, request: Request | None) -> None:
         """Take a job of an earlier run; a pending one with its request."""
