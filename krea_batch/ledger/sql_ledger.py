@@ -15,7 +15,7 @@ from krea_batch.errors import FencedError, InternalError, KreaBatchError, RunDir
 from krea_batch.jobs import FINAL, ErrorInfo, Outcome, State, StoredFile
 from krea_batch.ledger.protocol import Intent, NewJob
 from krea_batch.ledger.rows import OUTCOME_COLUMNS, OpenJob, Reservation, outcome_of
-from krea_batch.ledger.sql_queries import DISPOSITIONS, FREE_JOBS, LIVE_RUNS, OPEN_JOBS, SqlQueries
+from krea_batch.ledger.sql_queries import DISPOSITIONS, FREE_JOBS, LIVE_RUNS, OPEN_JOBS, SqlQueries, placeholders_for
 from krea_batch.rules import lifecycle
 from krea_batch.rules.lifecycle import Action, path_of
 from krea_batch.rules.verdicts import Finished
@@ -154,7 +154,7 @@ class SqlLedger(SqlQueries):
         )
         refused = {job_no for job_no, *_ in accepted} - {job_no for (job_no,) in updated}
         if refused:  # Either another submission has the request_id, or the job is not submitting.
-            placeholders = ",".join("?" * len(refused))
+            placeholders = placeholders_for(refused)
             refused = {
                 job_no
                 for (job_no,) in self._rows(
@@ -357,7 +357,7 @@ class SqlLedger(SqlQueries):
 
     def claim_jobs(self, states: Collection[State], limit: int) -> list[OpenJob]:
         jobs = self._open_jobs(
-            f"{FREE_JOBS} AND state IN ({','.join('?' * len(states))}) ORDER BY job_no LIMIT ?", (*states, limit)
+            f"{FREE_JOBS} AND state IN ({placeholders_for(states)}) ORDER BY job_no LIMIT ?", (*states, limit)
         )
         self._execute_rows(
             f"UPDATE jobs SET run_no = {self._run_no} FROM {{rows}} WHERE job_no = column1",
