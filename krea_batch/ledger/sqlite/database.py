@@ -174,9 +174,8 @@ def _initialize(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
-    connection.execute(
-        "PRAGMA fullfsync = ON"
-    )  # macOS: as `storage.operating_system.full_sync`; elsewhere without effect
+    # Only on macOS, as `storage.operating_system.full_sync`; elsewhere without effect.
+    connection.execute("PRAGMA fullfsync = ON")
     connection.execute("PRAGMA checkpoint_fullfsync = ON")
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     connection.execute("BEGIN")
