@@ -10,7 +10,7 @@ prompt_syntax_notices  notices about prompts with the syntax of other tools
 forecast_output  a forecast in words
 bench_runner     a benchmark, from its question to its table
 comparison_view  a comparison with scripts, to its table and plot
-bench_status     what both show while they run
+bench_status     the display of both, and Ctrl-C
 diagnostics      the checks of `krea-batch doctor`
 formatting       numbers, durations and sizes in words
 optional_deps    errors that name the extra to install

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -37,9 +36,8 @@ from krea_batch.benchmark.output import (
 )
 from krea_batch.benchmark.runner import BenchRunner
 from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED
-from krea_batch.cli.ui.bench_status import BenchStatus, forward_signals
+from krea_batch.cli.ui.bench_status import BenchDisplay, forward_signals
 from krea_batch.cli.ui.formatting import ask_to_continue, pluralize, say, show, show_json
-from krea_batch.cli.ui.progress import make_display
 from krea_batch.cli.ui.run_session import find_key
 from krea_batch.cli.ui.summary import RunTotals
 from krea_batch.engine.child_process import forget_key
@@ -214,41 +212,29 @@ def _counts(case: Case, progress: WorkerProgress) -> str:
     )
 
 
-class BenchProgress:
-    """Shows the start, the progress and the result of each case on the display of a run; nothing with `quiet`."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        # Each finished case has a line of its own, so the last counts are removed.
-        self._display = make_display(quiet=quiet, transient=True)
-        self._last_shown_s = 0.0
+class BenchProgress(BenchDisplay):
+    """Shows the start, the progress and the result of each case."""
 
     def __enter__(self) -> BenchProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._display.close()
+        self.close()
 
     def case_started(self, case: Case) -> None:
-        self._last_shown_s = time.monotonic()
-        self._say(f"krea-batch at {case.name}: {pluralize(case.jobs, 'job')}")
+        self.wait()
+        self.say(f"krea-batch at {case.name}: {pluralize(case.jobs, 'job')}")
 
     def case_progress(self, case: Case, progress: WorkerProgress) -> None:
-        if time.monotonic() - self._last_shown_s >= self._display.interval_s:
-            self._last_shown_s = time.monotonic()
-            self._display.show(BenchStatus(_counts(case, progress)))
+        self.show(_counts(case, progress))
 
     def case_finished(self, row: CaseResult) -> None:
         used = ""
         if row.limit_utilisation is not None:
             used = f", {row.accepted_per_s:.1f}/s, {row.limit_utilisation:.1%} of the limit"
-        self._say(f"krea-batch at {row.name}: {row.accepted:,} accepted{used}")
+        self.say(f"krea-batch at {row.name}: {row.accepted:,} accepted{used}")
         if row.problem:
             say(f"krea-batch: {row.problem}")
-
-    def _say(self, line: str) -> None:
-        if not self._quiet:
-            self._display.say(line)
 
 
 # ---- reporting ----------------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +16,8 @@ from krea_batch.benchmark.comparison import JOBS_DURATION_S, KILLS, RATE, Compar
 from krea_batch.benchmark.comparison_runner import ComparisonRunner, ComparisonSettings
 from krea_batch.benchmark.output import bench_report, comparison_table, print_table, write_bench_json
 from krea_batch.cli.app import INTERRUPTED, OK, STOPPED
-from krea_batch.cli.ui.bench_status import BenchStatus, forward_signals
+from krea_batch.cli.ui.bench_status import BenchDisplay, forward_signals
 from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
-from krea_batch.cli.ui.progress import make_display
 from krea_batch.settings import Settings
 
 
@@ -32,7 +29,7 @@ def run_comparison(options: dict[str, Any], public_options: dict[str, Any]) -> i
         settings = _settings(options, Path(folder))
         options["out"].mkdir(parents=True, exist_ok=True)
         started_at = datetime.now(UTC)
-        progress = ComparisonProgress(quiet=options["quiet"])
+        progress = BenchDisplay(quiet=options["quiet"])
         progress.say(f"{pluralize(settings.jobs, 'job')} at {settings.rate}; then again with {KILLS} × kill -9")
         for program in programs:
             if package := program.missing_package:
@@ -75,29 +72,6 @@ def _settings(options: dict[str, Any], folder: Path) -> ComparisonSettings:
         max_in_flight=max_in_flight,
         folder=folder,
     )
-
-
-class ComparisonProgress:
-    """Shows the counts of the running programs, from any thread; nothing with `quiet`."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._display = make_display(quiet=quiet, transient=True)
-        self._lock = threading.Lock()
-        self._last_shown_s = 0.0
-
-    def say(self, line: str) -> None:
-        if not self._quiet:
-            self._display.say(line)
-
-    def show(self, line: str) -> None:
-        with self._lock:
-            if time.monotonic() - self._last_shown_s >= self._display.interval_s:
-                self._last_shown_s = time.monotonic()
-                self._display.show(BenchStatus(line))
-
-    def close(self) -> None:
-        self._display.close()
 
 
 def _write_results(rows: Sequence[ComparisonRow], content: dict[str, Any], options: dict[str, Any]) -> None:
