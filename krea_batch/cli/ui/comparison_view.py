@@ -85,5 +85,5 @@ def _write_results(rows: Sequence[ComparisonRow], content: dict[str, Any], optio
         show_json(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     elif not options["quiet"]:
         print_table(comparison_table(rows))
-        show(f"Images lost (paid for, never stored), charged twice and jobs left: after {KILLS} × kill -9.")
+        show(f"Paid without an image, charged twice and jobs left: after {KILLS} × kill -9.")
         show("Wrote " + ", ".join(str(path) for path in written))
