@@ -35,6 +35,7 @@ log = logging.getLogger("krea_batch")
 
 COMMIT_INTERVAL_S = 0.010  # chosen: minimum interval under load, so that each sync serves more transitions
 BUSY_INTERVAL_S = 0.015  # measured: at some hundred jobs a second, this saves a twentieth of the processor time
+COMMIT_SMOOTHING = 0.125  # RFC 6298, 2: alpha
 SLOW_COMMIT_WEIGHT = 0.95  # chosen: a slow commit counts for half a second or so
 BUSY_BATCH = 12  # chosen: as many transitions in one commit as 300 jobs a second make
 MAX_TRANSACTION_ROWS = 1000  # chosen: rows read in one transaction, a few milliseconds
@@ -60,6 +61,7 @@ class LedgerWriter:
         self._commit_begun_s = 0.0
         self._lease: Lease | None = None
         self._slow_commit_s = 0.0
+        self.usual_commit_s = 0.0  # how long a commit takes on average
         self.failure: LedgerError | None = None
 
     async def record(self, transition: Callable[Concatenate[Ledger, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -180,6 +182,7 @@ class LedgerWriter:
         self._committing = None
         took_s = self.now_s() - self._commit_begun_s
         self._slow_commit_s = max(took_s, self._slow_commit_s * SLOW_COMMIT_WEIGHT)
+        self.usual_commit_s += COMMIT_SMOOTHING * (took_s - self.usual_commit_s)
         error = None if commit_future.cancelled() else commit_future.exception()
         results = [error] * len(batch) if error else commit_future.result()
         if isinstance(error, LedgerError):

@@ -13,12 +13,12 @@ from collections import deque
 from aiolimiter import AsyncLimiter
 
 from krea_batch.errors import SettingsError
+from krea_batch.ledger.writer import COMMIT_SMOOTHING
 from krea_batch.rules.rate_control import RateController
 from krea_batch.rules.send_window import BURST_S
 from krea_batch.settings import Rate
 from krea_batch.storage.clocks import monotonic_clock
 
-COMMIT_SMOOTHING = 0.125  # RFC 6298, 2: alpha
 LEAD = 1.5  # chosen: intents that take half as long again still do not delay their POST
 MIN_LEAD_S, MAX_LEAD_S = 0.02, 0.1  # measured: an intent is durable after 10 to 20 ms; on a slow disk after 60 ms
 MAX_UNSENT_S = 10.0  # chosen: a submit that was let through before so long is not going to be sent any more

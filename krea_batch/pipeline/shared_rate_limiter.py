@@ -43,7 +43,8 @@ IDLE_S = 0.25  # chosen: how often a run that has something to tell, or waits fo
 MIN_INTERVAL_S = 0.02  # chosen: transactions of one run are not closer, so that others get their turn
 LEAD_S = 0.03  # chosen: intents are recorded so long before their slot, or as long before it as a record takes
 MAX_LEAD_S = 0.1  # measured: a slot that is used late makes the slot of a second later late as well
-MAX_LATE_S = 0.3  # chosen: a slot that is older is given back
+MAX_LATE_S = 0.3  # chosen: a slot that is older is given back, unless the ledger is slow
+MAX_LATE_COMMITS = 4.0  # chosen: a record waits for up to three others; one pause alone counts for half of its time
 REPORTED_LATE_S = 0.002  # chosen: a smaller delay does not matter to a limiter
 RESTART_SLOTS_S = 1.1  # chosen: slots before a restart that are still in a window of a second
 
@@ -161,6 +162,11 @@ class SharedRateLimiter:
         """How long before its slot an intent is recorded."""
         return min(MAX_LEAD_S, max(LEAD_S, self._ledger.record_s))
 
+    @property
+    def _max_late_s(self) -> float:
+        """How late a slot may be used. A ledger that is always slow makes all slots late."""
+        return max(MAX_LATE_S, MAX_LATE_COMMITS * self._ledger.usual_commit_s)
+
     def _give_up_slots(self) -> None:
         """Give back the slots that come before the end of the current pause."""
         while self._slots and self._slots[0] + self._offset_s < self._view.paused_until_s:
@@ -199,7 +205,7 @@ class SharedRateLimiter:
             slot_s = self._acquired.popleft()
             await asyncio.sleep(max(0.0, slot_s - self._now_s()))
             now_s = self._now_s()
-            if now_s - slot_s > MAX_LATE_S or self.paused_s(now_s) > 0:
+            if now_s - slot_s > self._max_late_s or self.paused_s(now_s) > 0:
                 self._tell(Unused(slot_s + self._offset_s))
                 return None
             if now_s - slot_s > REPORTED_LATE_S:
@@ -236,7 +242,7 @@ class SharedRateLimiter:
     async def _next_slot_s(self) -> float:
         """Return the next slot, once there is one. Those that have passed are given back."""
         while True:
-            while self._slots and self._now_s() - self._slots[0] > MAX_LATE_S:
+            while self._slots and self._now_s() - self._slots[0] > self._max_late_s:
                 self._tell(Unused(self._slots.popleft() + self._offset_s))
             if self._slots:
                 return self._slots[0]

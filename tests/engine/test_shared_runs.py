@@ -279,3 +279,18 @@ def test_nothing_is_sent_on_a_lease_that_has_lapsed(tmp_path: Path, monkeypatch:
     run_virtual(run())
     assert gateway.submitted_prompts == ["a fox"]
     assert query_ledger(tmp_path, "SELECT result FROM submissions") == [("not_sent",), ("accepted",)]
+
+
+@pytest.mark.parametrize("record_s", [0.1, 0.5, 1.0])
+def test_a_slow_ledger(tmp_path: Path, record_s: float) -> None:
+    """On a slow disk, jobs are submitted later, but nearly all of them at the first attempt."""
+    gateway = ScriptedGateway()
+
+    async def run() -> None:
+        async with open_engine(tmp_path, gateway, rate="2/s") as engine:
+            await engine.run(make_jobs(50))
+
+    run_virtual(run(), lambda: record_s)
+    assert len(gateway.charged) == 50
+    (attempts,) = query_ledger(tmp_path, "SELECT count(*) FROM submissions")
+    assert attempts[0] <= 60
