@@ -64,7 +64,7 @@ class SharedRateLimiter:
         self._log: RateLog | None = None
         self._event_no = 0  # of the last row that was applied
         self._restarts = 0
-        self._offset_s = 0.0  # of the shared clock
+        self._offset_s = 0.0  # of the shared clock; all slots are instants of that clock
         first = RateLog(rate.per_s, discover=rate.is_auto)
         self._view: RateView = first.view(0.0)
         self._pending: list[Event] = []  # to tell the other runs
@@ -106,25 +106,26 @@ class SharedRateLimiter:
         wants = self._missing_slots(), max(0, self._waiting_others - len(self._other_slots))
         in_process = self._in_process
         try:
-            slots, others, shared_s = await self._ledger.transact(
+            slots, others, self._offset_s = await self._ledger.transact(
                 lambda ledger: self._apply(ledger, pending, wants, in_process)
             )
         except BaseException:
             self._log = None  # What it has applied may have been rolled back.
             raise
-        # The end of the transaction: a slot that comes too late is never used too early.
-        self._offset_s = 0.0 if shared_s is None else shared_s - self._now_s()
-        self._slots.extend(slot_s - self._offset_s for slot_s in slots)
-        self._other_slots.extend(slot_s - self._offset_s for slot_s in others)
+        self._slots.extend(slots)
+        self._other_slots.extend(others)
         self._give_up_slots()
         self._exchanged.set()
 
     def _apply(
         self, ledger: Ledger, pending: list[Event], wants: tuple[int, int], in_process: int
-    ) -> tuple[list[float], list[float], float | None]:
-        """Apply what the other runs have added, add what is pending, and take slots. In the ledger's thread."""
-        shared_s = ledger.clock_s()
-        now_s = self._now_s() if shared_s is None else shared_s
+    ) -> tuple[list[float], list[float], float]:
+        """Apply what the other runs have added, add what is pending, and take slots. In the ledger's thread.
+
+        Return the slots of submits and of other requests, and the offset of the shared clock.
+        """
+        shared_s, own_s = ledger.clock_s(), self._now_s()  # in this order: no slot is used too early
+        now_s = own_s if shared_s is None else shared_s
         log = self._log
         rows = ledger.rate_events(self._event_no if log else 0)
         if log is None or (rows and rows[0][0] != self._event_no + 1):
@@ -145,7 +146,7 @@ class SharedRateLimiter:
         slots, others = log.take_slots(now_s, *wants)
         self._view = log.view(now_s)
         self._event_no = ledger.add_rate_events(log.take_events())
-        return slots, others, shared_s
+        return slots, others, now_s - own_s
 
     def _missing_slots(self) -> int:
         return max(0, min(self._slots_ahead, self.demand() + self._waiting) - len(self._slots))
@@ -169,8 +170,8 @@ class SharedRateLimiter:
 
     def _give_up_slots(self) -> None:
         """Give back the slots that come before the end of the current pause."""
-        while self._slots and self._slots[0] + self._offset_s < self._view.paused_until_s:
-            self._tell(Unused(self._slots.popleft() + self._offset_s))
+        while self._slots and self._slots[0] < self._view.paused_until_s:
+            self._tell(Unused(self._slots.popleft()))
 
     def _tell(self, event: Event, *, urgent: bool = False) -> None:
         self._pending.append(event)
@@ -191,7 +192,7 @@ class SharedRateLimiter:
         async with self._queue_lock:
             self._waiting = 1
             try:
-                while (wait_s := await self._next_slot_s() - self._lead_s - self._now_s()) > 0:  # noqa: ASYNC110
+                while (wait_s := await self._next_slot_s() - self._lead_s - self._shared_s()) > 0:  # noqa: ASYNC110
                     await asyncio.sleep(wait_s)  # A pause may take the slot away.
             finally:
                 self._waiting = 0
@@ -203,20 +204,21 @@ class SharedRateLimiter:
         """Count a submit that is due and return its send time; None if it would now have to wait for long."""
         async with self._confirm_lock:
             slot_s = self._acquired.popleft()
-            await asyncio.sleep(max(0.0, slot_s - self._now_s()))
+            await asyncio.sleep(max(0.0, slot_s - self._shared_s()))
             now_s = self._now_s()
-            if now_s - slot_s > self._max_late_s or self.paused_s(now_s) > 0:
-                self._tell(Unused(slot_s + self._offset_s))
+            late_s = now_s + self._offset_s - slot_s
+            if late_s > self._max_late_s or self.paused_s(now_s) > 0:
+                self._tell(Unused(slot_s))
                 return None
-            if now_s - slot_s > REPORTED_LATE_S:
-                self._tell(Late(slot_s + self._offset_s, now_s - slot_s))
-            self._slot_of[now_s] = slot_s + self._offset_s, self._restarts
+            if late_s > REPORTED_LATE_S:
+                self._tell(Late(slot_s, late_s))
+            self._slot_of[now_s] = slot_s, self._restarts
             return now_s
 
     def give_up(self) -> None:
         """Forget a submit that was let through and will not be sent."""
         if self._acquired:
-            self._tell(Unused(self._acquired.popleft() + self._offset_s))
+            self._tell(Unused(self._acquired.popleft()))
 
     async def acquire_shared(self) -> None:
         """Wait until another request that counts against the same limit may be sent, and count it."""
@@ -227,7 +229,7 @@ class SharedRateLimiter:
         finally:
             self._waiting_others -= 1
         slot_s = self._other_slots.popleft()
-        await asyncio.sleep(max(0.0, slot_s - self._now_s()))
+        await asyncio.sleep(max(0.0, slot_s - self._shared_s()))
 
     def on_job_resumed(self) -> None:
         """Count a job in process that an earlier run submitted."""
@@ -239,11 +241,15 @@ class SharedRateLimiter:
         self._in_process -= 1
         self._tell(JobsEnded(1))
 
+    def _shared_s(self) -> float:
+        """Return the instant of the shared clock."""
+        return self._now_s() + self._offset_s
+
     async def _next_slot_s(self) -> float:
         """Return the next slot, once there is one. Those that have passed are given back."""
         while True:
-            while self._slots and self._now_s() - self._slots[0] > self._max_late_s:
-                self._tell(Unused(self._slots.popleft() + self._offset_s))
+            while self._slots and self._shared_s() - self._slots[0] > self._max_late_s:
+                self._tell(Unused(self._slots.popleft()))
             if self._slots:
                 return self._slots[0]
             await self._ask()
@@ -261,7 +267,7 @@ class SharedRateLimiter:
     async def close(self) -> None:
         """Give back what this run has not used, and its jobs in process: another run may take them over."""
         while self._slots:
-            self._tell(Unused(self._slots.popleft() + self._offset_s))
+            self._tell(Unused(self._slots.popleft()))
         self._tell(JobsEnded(self._in_process))
         self._in_process = 0
         await self._exchange()

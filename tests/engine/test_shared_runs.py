@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from krea_batch.ledger import Ledger
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.pipeline.shared_rate_limiter import SharedRateLimiter
 from krea_batch.rules.lease import LEASE_S
+from krea_batch.rules.rate_log import Answered, Event, Late, RateLog, Taken, Unused
 from krea_batch.rules.verdicts import Refusal, Refused
 from krea_batch.storage.run_dir import LEDGER
 from krea_batch.testing import ACCEPT, ScriptedGateway, run_virtual
@@ -44,7 +46,12 @@ def fence(out: Path, run_no: int) -> None:
 
 
 def run_two(
-    out: Path, gateway: ScriptedGateway, main: Callable[[Engine, Engine], Awaitable[None]], **options: Any
+    out: Path,
+    gateway: ScriptedGateway,
+    main: Callable[[Engine, Engine], Awaitable[None]],
+    *,
+    thread_duration_s: Callable[[], float] | None = None,
+    **options: Any,
 ) -> None:
     """Run `main` with two engines that share a run directory."""
 
@@ -53,7 +60,7 @@ def run_two(
             engines = [await stack.enter_async_context(open_engine(out, gateway, **options)) for _ in range(2)]
             await main(*engines)
 
-    run_virtual(run())
+    run_virtual(run(), thread_duration_s)
 
 
 def test_two_runs_of_one_file_share_its_jobs(tmp_path: Path) -> None:
@@ -294,3 +301,30 @@ def test_a_slow_ledger(tmp_path: Path, record_s: float) -> None:
     assert len(gateway.charged) == 50
     (attempts,) = query_ledger(tmp_path, "SELECT count(*) FROM submissions")
     assert attempts[0] <= 60
+
+
+def test_slots_on_a_clock_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs tell each other about a slot names it as it was taken, however the comparisons of clocks vary."""
+    gateway = ScriptedGateway()
+    random = Random(1)
+    slots_s: dict[type[Event], set[float]] = defaultdict(set)
+    add = RateLog.add
+
+    def clock_s(_: SqliteLedger) -> float:
+        return asyncio.get_running_loop().time() + 1e9 + random.uniform(-0.001, 0.001)
+
+    def watched_add(log: RateLog, event: Event) -> None:
+        slots_s[type(event)].add(getattr(event, "slot_s", 0.0))
+        add(log, event)
+
+    monkeypatch.setattr(SqliteLedger, "clock_s", clock_s)
+    monkeypatch.setattr(RateLog, "add", watched_add)
+
+    async def run_both(one: Engine, two: Engine) -> None:
+        await asyncio.gather(one.run(make_jobs(60)), two.run(make_jobs(60)))
+
+    run_two(tmp_path, gateway, run_both, rate="20/s", thread_duration_s=lambda: 0.2 * random.random())
+    assert len(gateway.charged) == 60
+    for kind in (Answered, Late, Unused):
+        assert slots_s[kind]
+        assert slots_s[kind] <= slots_s[Taken]
