@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -49,6 +50,15 @@ REPORTED_LATE_S = 0.002  # chosen: a smaller delay does not matter to a limiter
 RESTART_SLOTS_S = 1.1  # chosen: slots before a restart that are still in a window of a second
 
 
+class _Exchanged(NamedTuple):
+    """What an exchange has brought: slots for submits, for other requests, and the offset of the shared clock."""
+
+    slots: list[float]
+    others: list[float]
+    view: RateView
+    offset_s: float
+
+
 class SharedRateLimiter:
     """The submit rate of all runs of a directory. It has the methods of `RateLimiter`, and is its own controller.
 
@@ -67,6 +77,7 @@ class SharedRateLimiter:
         self._offset_s = 0.0  # of the shared clock; all slots are instants of that clock
         first = RateLog(rate.per_s, discover=rate.is_auto)
         self._view: RateView = first.view(0.0)
+        self._held_until_s = -math.inf  # a pause that the other runs, and so the view, do not know yet
         self._pending: list[Event] = []  # to tell the other runs
         self._is_urgent = False
         self._in_process = 0
@@ -105,25 +116,21 @@ class SharedRateLimiter:
         pending, self._pending = self._pending, []
         wants = self._missing_slots(), max(0, self._waiting_others - len(self._other_slots))
         in_process = self._in_process
+        self._view = msgspec.structs.replace(self._view, paused_until_s=self._paused_until_s)
+        self._held_until_s = -math.inf
         try:
-            slots, others, self._offset_s = await self._ledger.transact(
-                lambda ledger: self._apply(ledger, pending, wants, in_process)
-            )
+            exchanged = await self._ledger.transact(lambda ledger: self._apply(ledger, pending, wants, in_process))
         except BaseException:
             self._log = None  # What it has applied may have been rolled back.
             raise
-        self._slots.extend(slots)
-        self._other_slots.extend(others)
+        self._view, self._offset_s = exchanged.view, exchanged.offset_s
+        self._slots.extend(exchanged.slots)
+        self._other_slots.extend(exchanged.others)
         self._give_up_slots()
         self._exchanged.set()
 
-    def _apply(
-        self, ledger: Ledger, pending: list[Event], wants: tuple[int, int], in_process: int
-    ) -> tuple[list[float], list[float], float]:
-        """Apply what the other runs have added, add what is pending, and take slots. In the ledger's thread.
-
-        Return the slots of submits and of other requests, and the offset of the shared clock.
-        """
+    def _apply(self, ledger: Ledger, pending: list[Event], wants: tuple[int, int], in_process: int) -> _Exchanged:
+        """Apply what the other runs have added, add what is pending, and take slots. In the ledger's thread."""
         shared_s, own_s = ledger.clock_s(), self._now_s()  # in this order: no slot is used too early
         now_s = own_s if shared_s is None else shared_s
         log = self._log
@@ -144,9 +151,8 @@ class SharedRateLimiter:
         for event in pending:
             log.add(event)
         slots, others = log.take_slots(now_s, *wants)
-        self._view = log.view(now_s)
         self._event_no = ledger.add_rate_events(log.take_events())
-        return slots, others, now_s - own_s
+        return _Exchanged(slots, others, log.view(now_s), now_s - own_s)
 
     def _missing_slots(self) -> int:
         return max(0, min(self._slots_ahead, self.demand() + self._waiting) - len(self._slots))
@@ -170,7 +176,7 @@ class SharedRateLimiter:
 
     def _give_up_slots(self) -> None:
         """Give back the slots that come before the end of the current pause."""
-        while self._slots and self._slots[0] < self._view.paused_until_s:
+        while self._slots and self._slots[0] < self._paused_until_s:
             self._tell(Unused(self._slots.popleft()))
 
     def _tell(self, event: Event, *, urgent: bool = False) -> None:
@@ -294,7 +300,7 @@ class SharedRateLimiter:
 
     def paused_s(self, now_s: float) -> float:
         """Return for how many more seconds all submits are paused."""
-        return max(0.0, self._view.paused_until_s - self._offset_s - now_s)
+        return max(0.0, self._paused_until_s - self._offset_s - now_s)
 
     def pause(self, now_s: float, wait_s: float) -> None:
         """Pause all submits for `wait_s` seconds, without a change of the rate."""
@@ -321,10 +327,13 @@ class SharedRateLimiter:
         """Record a 429 for a submit sent at `sent_s`, and pause all submits."""
         slot_s, _ = self._slot_of.pop(sent_s, (sent_s + self._offset_s, 0))
         self._hold(now_s + (retry_after_s or MIN_INTERVAL_S))
-        self._tell(RateLimited(slot_s, slot_s + now_s - sent_s, retry_after_s), urgent=True)
+        self._tell(RateLimited(slot_s, now_s + self._offset_s, retry_after_s), urgent=True)
 
     def _hold(self, until_s: float) -> None:
         """Let this run send nothing until then, although the other runs have not been told yet."""
-        paused_until_s = max(self._view.paused_until_s, until_s + self._offset_s)
-        self._view = msgspec.structs.replace(self._view, paused_until_s=paused_until_s)
+        self._held_until_s = max(self._held_until_s, until_s + self._offset_s)
         self._give_up_slots()
+
+    @property
+    def _paused_until_s(self) -> float:
+        return max(self._view.paused_until_s, self._held_until_s)

@@ -25,6 +25,8 @@ from krea_batch.storage.run_dir import LEDGER
 from krea_batch.testing import ACCEPT, ScriptedGateway, run_virtual
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses
 
+PAUSE_S = 5.0
+RATE_LIMITED = Refused(Refusal.RATE_LIMITED, 429, "slow down", PAUSE_S)
 UNAVAILABLE = Refused(Refusal.RETRYABLE, 503, "unavailable")
 
 
@@ -301,6 +303,23 @@ def test_a_slow_ledger(tmp_path: Path, record_s: float) -> None:
     assert len(gateway.charged) == 50
     (attempts,) = query_ledger(tmp_path, "SELECT count(*) FROM submissions")
     assert attempts[0] <= 60
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_refusal_during_an_exchange(tmp_path: Path, seed: int) -> None:
+    """A run that is refused sends nothing until the pause is over, although an exchange with others is under way."""
+    gateway = ScriptedGateway()
+    gateway.submit_script["j9"] = [RATE_LIMITED, ACCEPT]
+    random = Random(seed)
+
+    async def run() -> None:
+        async with open_engine(tmp_path, gateway, rate="20/s") as engine:
+            await engine.run(make_jobs(30))
+
+    run_virtual(run(), lambda: 0.5 * random.random())
+    refused_s = gateway.submit_times_s[gateway.submitted_prompts.index("j9")] + gateway.submit_duration_s
+    assert [sent_s - refused_s for sent_s in gateway.submit_times_s if 0 < sent_s - refused_s < PAUSE_S] == []
+    assert len(gateway.charged) == 30
 
 
 def test_slots_on_a_clock_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
