@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -161,7 +162,8 @@ def main() -> None:
         stages = {"engine": engine, "control": control}
         results = {}
         for name in [options.only] if options.only else stages:
-            results[name] = measure(stages[name], options.rows, options.kills, limit)
+            with redirect_stdout(sys.stderr):  # Ray prints there what it thinks of killed actors
+                results[name] = measure(stages[name], options.rows, options.kills, limit)
             *counts, used, refused = results[name]
             print(f"| {name} | {' | '.join(map(str, counts))} | {used:.3f} | {refused} |", flush=True)
         ray.shutdown()
