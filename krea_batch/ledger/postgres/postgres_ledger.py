@@ -431,7 +431,7 @@ def _for_rows(sql: str, rows: Sequence[tuple[Any, ...]]) -> tuple[bytes, list[li
 
 @lru_cache(maxsize=64)
 def _rows_sql(sql: str, types: tuple[str, ...]) -> bytes:
-    arrays = ", ".join(f"%s::{each}" for each in types)
+    arrays = ", ".join(f"%b::{each}" for each in types)  # as text, psycopg quotes each value by a regular expression
     columns = ", ".join(f"column{n}" for n in range(1, len(types) + 1))
     return sql.format(rows=f"unnest({arrays}) AS rows ({columns})").encode()
 
