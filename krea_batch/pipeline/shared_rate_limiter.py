@@ -50,9 +50,25 @@ REPORTED_LATE_S = 0.002  # chosen: a smaller delay does not matter to a limiter
 RESTART_SLOTS_S = 1.1  # chosen: slots before a restart that are still in a window of a second
 
 
-class _Exchanged(NamedTuple):
-    """What an exchange has brought: slots for submits, for other requests, and the offset of the shared clock."""
+class _Slot(NamedTuple):
+    """A slot of this run. `restarts` is how often all runs had started again when it was taken."""
 
+    at_s: float
+    restarts: int
+
+
+class _Log(NamedTuple):
+    """A log, and the number of the last row that was applied to it."""
+
+    rate: RateLog
+    event_no: int
+
+
+class _Exchanged(NamedTuple):
+    """What an exchange has brought: the log, whether all runs have started again, and slots for both purposes."""
+
+    log: _Log
+    has_restarted: bool
     slots: list[float]
     others: list[float]
     view: RateView
@@ -71,9 +87,9 @@ class SharedRateLimiter:
         self._ledger = ledger
         self._now_s = monotonic_clock(asyncio.get_running_loop())
         self._wall_clock = wall_clock
-        self._log: RateLog | None = None
-        self._event_no = 0  # of the last row that was applied
-        self._restarts = 0
+        self._log: _Log | None = None  # None: the next exchange lets all runs start again
+        self._must_restart = False
+        self._restarts = 0  # how often all runs have started again, as far as this run knows
         self._offset_s = 0.0  # of the shared clock; all slots are instants of that clock
         first = RateLog(rate.per_s, discover=rate.is_auto)
         self._view: RateView = first.view(0.0)
@@ -81,10 +97,10 @@ class SharedRateLimiter:
         self._pending: list[Event] = []  # to tell the other runs
         self._is_urgent = False
         self._in_process = 0
-        self._slots: deque[float] = deque()  # of this run, not used
+        self._slots: deque[_Slot] = deque()  # of this run, not used
         self._other_slots: deque[float] = deque()
-        self._acquired: deque[float] = deque()  # slots whose intents are being recorded
-        self._slot_of: dict[float, tuple[float, int]] = {}  # by send time: the slot, and its number of restarts
+        self._acquired: deque[_Slot] = deque()  # those whose intents are being recorded
+        self._slot_of: dict[float, _Slot] = {}  # by send time
         self._waiting = self._waiting_others = 0
         self._queue_lock = asyncio.Lock()
         self._confirm_lock = asyncio.Lock()
@@ -108,7 +124,7 @@ class SharedRateLimiter:
 
     def restart(self) -> None:
         """Let all runs start again, since one of them has ended without telling what became of its slots."""
-        self._log = None
+        self._must_restart = True
         self._needs_exchange.set()
 
     async def _exchange(self) -> None:
@@ -118,41 +134,46 @@ class SharedRateLimiter:
         in_process = self._in_process
         self._view = msgspec.structs.replace(self._view, paused_until_s=self._paused_until_s)
         self._held_until_s = -math.inf
-        try:
-            exchanged = await self._ledger.transact(lambda ledger: self._apply(ledger, pending, wants, in_process))
-        except BaseException:
-            self._log = None  # What it has applied may have been rolled back.
-            raise
-        self._view, self._offset_s = exchanged.view, exchanged.offset_s
-        self._slots.extend(exchanged.slots)
+        logs = [self._log] if self._log and not self._must_restart else []
+        self._log, self._must_restart = None, False
+        # If the transaction is repeated or fails, what was applied to the log has been rolled back.
+        exchanged = await self._ledger.transact(
+            lambda ledger: self._apply(ledger, logs.pop() if logs else None, pending, wants, in_process)
+        )
+        self._log, self._view, self._offset_s = exchanged.log, exchanged.view, exchanged.offset_s
+        self._restarts += exchanged.has_restarted
+        self._slots.extend(_Slot(slot_s, self._restarts) for slot_s in exchanged.slots)
         self._other_slots.extend(exchanged.others)
         self._give_up_slots()
         self._exchanged.set()
 
-    def _apply(self, ledger: Ledger, pending: list[Event], wants: tuple[int, int], in_process: int) -> _Exchanged:
+    def _apply(
+        self, ledger: Ledger, log: _Log | None, pending: list[Event], wants: tuple[int, int], in_process: int
+    ) -> _Exchanged:
         """Apply what the other runs have added, add what is pending, and take slots. In the ledger's thread."""
         shared_s, own_s = ledger.clock_s(), self._now_s()  # in this order: no slot is used too early
         now_s = own_s if shared_s is None else shared_s
-        log = self._log
-        rows = ledger.rate_events(self._event_no if log else 0)
-        if log is None or (rows and rows[0][0] != self._event_no + 1):
-            log = self._log = RateLog(self.rate.per_s, discover=self.rate.is_auto)
+        rows = ledger.rate_events(log.event_no if log else 0)
+        if log and (not rows or rows[0][0] == log.event_no + 1):
+            rate = log.rate
+            restarts = rate.restarts
+            for _, data in rows:
+                rate.apply(data)
+            has_restarted = rate.restarts > restarts
+        else:
+            rate = RateLog(self.rate.per_s, discover=self.rate.is_auto)
             found = recent_limit(ledger.found_limit(), self._wall_clock())
             slots_s = recent_slots((data for _, data in rows), now_s - RESTART_SLOTS_S)
-            log.add(Restart(found, slots_s))
-            pending = [event for event in pending if not isinstance(event, JobsEnded)]
-        else:
-            for _, data in rows:
-                log.apply(data)
-        if log.restarts != self._restarts:
-            self._restarts = log.restarts
+            rate.add(Restart(found, slots_s))
+            has_restarted = True
+        if has_restarted:  # `in_process` has all jobs that the pending events are about.
             pending = [event for event in pending if not isinstance(event, (JobsEnded, JobsResumed))]
-            log.add(JobsResumed(in_process))
+            rate.add(JobsResumed(in_process))
         for event in pending:
-            log.add(event)
-        slots, others = log.take_slots(now_s, *wants)
-        self._event_no = ledger.add_rate_events(log.take_events())
-        return _Exchanged(slots, others, log.view(now_s), now_s - own_s)
+            rate.add(event)
+        slots, others = rate.take_slots(now_s, *wants)
+        event_no = ledger.add_rate_events(rate.take_events())
+        return _Exchanged(_Log(rate, event_no), has_restarted, slots, others, rate.view(now_s), now_s - own_s)
 
     def _missing_slots(self) -> int:
         return max(0, min(self._slots_ahead, self.demand() + self._waiting) - len(self._slots))
@@ -176,8 +197,11 @@ class SharedRateLimiter:
 
     def _give_up_slots(self) -> None:
         """Give back the slots that come before the end of the current pause."""
-        while self._slots and self._slots[0] < self._paused_until_s:
-            self._tell(Unused(self._slots.popleft()))
+        while self._slots and self._slots[0].at_s < self._paused_until_s:
+            self._give_back(self._slots.popleft())
+
+    def _give_back(self, slot: _Slot) -> None:
+        self._tell(Unused(slot.at_s))
 
     def _tell(self, event: Event, *, urgent: bool = False) -> None:
         self._pending.append(event)
@@ -209,22 +233,24 @@ class SharedRateLimiter:
     async def confirm(self) -> float | None:
         """Count a submit that is due and return its send time; None if it would now have to wait for long."""
         async with self._confirm_lock:
-            slot_s = self._acquired.popleft()
-            await asyncio.sleep(max(0.0, slot_s - self._shared_s()))
+            slot = self._acquired.popleft()
+            await asyncio.sleep(max(0.0, slot.at_s - self._shared_s()))
             now_s = self._now_s()
-            late_s = now_s + self._offset_s - slot_s
+            late_s = now_s + self._offset_s - slot.at_s
             if late_s > self._max_late_s or self.paused_s(now_s) > 0:
-                self._tell(Unused(slot_s))
+                self._give_back(slot)
                 return None
             if late_s > REPORTED_LATE_S:
-                self._tell(Late(slot_s, late_s))
-            self._slot_of[now_s] = slot_s, self._restarts
+                self._tell(Late(slot.at_s, late_s))
+            while now_s in self._slot_of:
+                now_s = math.nextafter(now_s, math.inf)
+            self._slot_of[now_s] = slot
             return now_s
 
     def give_up(self) -> None:
         """Forget a submit that was let through and will not be sent."""
         if self._acquired:
-            self._tell(Unused(self._acquired.popleft()))
+            self._give_back(self._acquired.popleft())
 
     async def acquire_shared(self) -> None:
         """Wait until another request that counts against the same limit may be sent, and count it."""
@@ -254,10 +280,10 @@ class SharedRateLimiter:
     async def _next_slot_s(self) -> float:
         """Return the next slot, once there is one. Those that have passed are given back."""
         while True:
-            while self._slots and self._shared_s() - self._slots[0] > self._max_late_s:
-                self._tell(Unused(self._slots.popleft()))
+            while self._slots and self._shared_s() - self._slots[0].at_s > self._max_late_s:
+                self._give_back(self._slots.popleft())
             if self._slots:
-                return self._slots[0]
+                return self._slots[0].at_s
             await self._ask()
 
     async def _ask(self) -> None:
@@ -273,7 +299,7 @@ class SharedRateLimiter:
     async def close(self) -> None:
         """Give back what this run has not used, and its jobs in process: another run may take them over."""
         while self._slots:
-            self._tell(Unused(self._slots.popleft()))
+            self._give_back(self._slots.popleft())
         self._tell(JobsEnded(self._in_process))
         self._in_process = 0
         await self._exchange()
@@ -309,25 +335,23 @@ class SharedRateLimiter:
 
     def on_response(self, sent_s: float, now_s: float, *, accepted: bool = True) -> None:
         """Record an answer, other than 429, to a submit sent at `sent_s`."""
-        slot_s, restarts = self._slot_of.pop(sent_s, (math.nan, -1))
+        slot = self._slot_of.pop(sent_s)
         if accepted:
             self._in_process += 1
-        if restarts == self._restarts:
-            self._tell(Answered(slot_s, slot_s + now_s - sent_s, accepted))
+        if slot.restarts == self._restarts:
+            self._tell(Answered(slot.at_s, slot.at_s + now_s - sent_s, accepted))
         elif accepted:
             self._tell(JobsResumed(1))
 
     def on_not_sent(self, sent_s: float) -> None:
         """Record that a submit was not sent after all."""
-        slot_s, restarts = self._slot_of.pop(sent_s, (math.nan, -1))
-        if restarts == self._restarts:
-            self._tell(Unused(slot_s))
+        self._give_back(self._slot_of.pop(sent_s))
 
     def on_rate_limited(self, sent_s: float, now_s: float, retry_after_s: float | None) -> None:
-        """Record a 429 for a submit sent at `sent_s`, and pause all submits."""
-        slot_s, _ = self._slot_of.pop(sent_s, (sent_s + self._offset_s, 0))
+        """Record a 429 for a submit sent at `sent_s`, or for another request, and pause all submits."""
+        slot = self._slot_of.pop(sent_s, _Slot(sent_s + self._offset_s, self._restarts))
         self._hold(now_s + (retry_after_s or MIN_INTERVAL_S))
-        self._tell(RateLimited(slot_s, now_s + self._offset_s, retry_after_s), urgent=True)
+        self._tell(RateLimited(slot.at_s, now_s + self._offset_s, retry_after_s), urgent=True)
 
     def _hold(self, until_s: float) -> None:
         """Let this run send nothing until then, although the other runs have not been told yet."""

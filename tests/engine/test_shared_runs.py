@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,7 +19,7 @@ from krea_batch.ledger import Ledger
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.pipeline.shared_rate_limiter import SharedRateLimiter
 from krea_batch.rules.lease import LEASE_S
-from krea_batch.rules.rate_log import Answered, Event, Late, RateLog, Taken, Unused
+from krea_batch.rules.rate_log import Answered, Event, Late, RateLog, Restart, Taken, Unused
 from krea_batch.rules.verdicts import Refusal, Refused
 from krea_batch.storage.run_dir import LEDGER
 from krea_batch.testing import ACCEPT, ScriptedGateway, run_virtual
@@ -45,6 +45,13 @@ def fence(out: Path, run_no: int) -> None:
     assert change_ledger(
         out, lambda ledger: ledger.fence(run_no, {run.run_no: run.beat for run in ledger.live_runs()}[run_no])
     )
+
+
+def limiter_of(engine: Engine) -> SharedRateLimiter:
+    assert engine._run
+    limiter = engine._run.context.rate_limiter
+    assert isinstance(limiter, SharedRateLimiter)
+    return limiter
 
 
 def run_two(
@@ -347,3 +354,61 @@ def test_slots_on_a_clock_of_a_server(tmp_path: Path, monkeypatch: pytest.Monkey
     for kind in (Answered, Late, Unused):
         assert slots_s[kind]
         assert slots_s[kind] <= slots_s[Taken]
+
+
+def test_all_runs_apply_the_same_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All runs know the same about the rate, although transactions are repeated, as after a lost connection."""
+    gateway = ScriptedGateway()
+    random = Random(1)
+    applied: dict[RateLog, list[Event]] = {}
+    apply, transaction = RateLog._apply, SqliteLedger.transaction
+
+    def watched_apply(log: RateLog, event: Event) -> None:
+        applied.setdefault(log, []).append(event)
+        if isinstance(event, Restart):
+            applied[log] = [event]
+        apply(log, event)
+
+    def repeated_transaction(ledger: SqliteLedger, operation: Callable[[SqliteLedger], Any]) -> Any:
+        def roll_back(ledger: SqliteLedger) -> None:
+            operation(ledger)
+            raise LookupError
+
+        if random.random() < 0.2 and len(gateway.charged) < 60:
+            with suppress(LookupError):
+                transaction(ledger, roll_back)
+        return transaction(ledger, operation)
+
+    monkeypatch.setattr(RateLog, "_apply", watched_apply)
+    monkeypatch.setattr(SqliteLedger, "transaction", repeated_transaction)
+
+    async def run_both(one: Engine, two: Engine) -> None:
+        await asyncio.gather(one.run(make_jobs(60)), two.run(make_jobs(60)))
+        limiters = limiter_of(one), limiter_of(two)
+        for limiter in (*limiters, *limiters):
+            limiter._needs_exchange.set()
+            await asyncio.sleep(1)
+        first, second = (applied[limiter._log.rate] for limiter in limiters if limiter._log)
+        assert first[: len(second)] == second[: len(first)]
+        assert len(first) > 10
+
+    run_two(tmp_path, gateway, run_both, rate="20/s")
+    assert len(gateway.charged) == 60
+
+
+def test_jobs_in_process_when_all_runs_start_again(tmp_path: Path) -> None:
+    """If the runs start to agree on the rate again, the jobs that are in process still count."""
+    gateway = ScriptedGateway()
+    gateway.job_durations_s = {f"j{n}": 60.0 for n in range(5)}
+
+    async def run() -> None:
+        async with open_engine(tmp_path, gateway) as engine:
+            for job in make_jobs(5):
+                await engine.submit(job)
+            limiter = limiter_of(engine)
+            for _ in range(2):
+                await asyncio.sleep(1)
+                assert limiter._view.jobs_in_process == 5
+                limiter.restart()
+
+    run_virtual(run())
