@@ -216,7 +216,11 @@ class Submitter:
     async def _prove(self, job: InFlightJob, verdict: Ambiguous) -> PostVerdict:
         """Turn an ambiguous POST into an accepted one if polls find the request_id that is likely its own."""
         polled = [(request_id, await self._run.prove(request_id)) for request_id in verdict.request_ids]
-        if accepted := lifecycle.prove_one(polled):
+        accepted = lifecycle.prove_one(polled)
+        if accepted and len(polled) > 1:
+            # In an outage, the gateway may deny every request_id. So it must still know this one.
+            accepted = lifecycle.prove_one([(accepted.request_id, await self._run.prove(accepted.request_id))])
+        if accepted:
             return accepted
         if request_id := self._called_back(job):
             progress = await self._run.prove(request_id)

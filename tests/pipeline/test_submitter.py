@@ -41,6 +41,7 @@ QUOTA_EXCEEDED = Refused(Refusal.RATE_LIMITED, 403, "quota", 2.0)
 RETRYABLE = Refused(Refusal.RETRYABLE, 500, "internal error")
 UNAVAILABLE = Refused(Refusal.RETRYABLE, 503, "unavailable", 7.0)
 NOT_SENT = NotSent("no connection")
+NO_ENDPOINT = PollFailed("no such endpoint", 404)
 AMBIGUOUS_RESULT = Ambiguous("the connection was cut")
 PAYMENT_REQUIRED = {status: Refused(Refusal.FATAL, status, "no") for status in (401, 402, 403)}
 REJECTED = {status: Refused(Refusal.REJECTED, status, "bad") for status in (400, 404, 405, 413, 415, 422)}
@@ -259,6 +260,17 @@ class TestSubmitResults:
         if status == "ambiguous":
             assert "its request_id may be krea_other or krea_own" in row["error"]["message"]
         assert len(gateway.submitted_bodies) == 1
+
+    def test_two_request_ids_and_an_outage_that_denies_all(self, tmp_path: Path) -> None:
+        """If an outage has begun that answers every poll with 404, a denial proves nothing about the other one."""
+        gateway = ScriptedGateway()
+        gateway.charged = {"krea_own": "j0", "krea_other": "j1"}
+        gateway.submit_script["j0"] = [Ambiguous("two ids", b"{", ("krea_other", "krea_own"))]
+        gateway.poll_script.update({"j1": [FINISH, NO_ENDPOINT], "j0": [NO_ENDPOINT]})
+        run_virtual(run_jobs(tmp_path, gateway, make_jobs(1)))
+        row = rows_by_id(tmp_path)["j0"]
+        assert (row["status"], row["request_id"]) == ("ambiguous", None)
+        assert "its request_id may be krea_other or krea_own" in row["error"]["message"]
 
     def test_a_callback_names_another_request_than_the_answer(self, tmp_path: Path) -> None:
         """If a damaged answer and a callback name different request_ids, that of the answer is tried first."""
