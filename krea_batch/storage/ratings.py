@@ -54,11 +54,8 @@ def append_ratings(out: Path, job_ids: Iterable[str], rating: int | None) -> Non
     """Give these jobs a rating, or none. Durable at return. Raises OSError, and InputError for a foreign file."""
     # The first newline ends a line that a kill has cut; after a whole line, it is an empty one, which is skipped.
     lines = [b"", *(msgspec.json.encode(RatingLine(job_id, rating)) for job_id in job_ids), b""]
-    data = b"\n".join(lines)
     fd = open_for_append(out / RATINGS, lambda line: line == b"" or line.startswith(b'{"id":'), "ratings file")
-    try:
-        with os.fdopen(os.dup(fd), "ab", buffering=0) as file:
-            file.write(data)
+    with os.fdopen(fd, "ab") as file:
+        file.write(b"\n".join(lines))
+        file.flush()
         sync_fd(fd)
-    finally:
-        os.close(fd)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,23 @@ def test_a_line_that_a_kill_has_cut(tmp_path: Path) -> None:
     assert read_ratings(tmp_path) == {"a": 5}
     append_ratings(tmp_path, ["c"], 1)
     assert read_ratings(tmp_path) == {"a": 5, "c": 1}
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from krea_batch.storage.ratings import append_ratings
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+append_ratings(Path(sys.argv[1]), [f"job-{n}" for n in range(20)], 5)
+"""
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Ratings that fit only in part are an error, not a loss that nothing shows."""
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True)
+    assert "OSError: [Errno 27] File too large" in done.stderr
+    assert read_ratings(tmp_path) == {"job-0": 5, "job-1": 5, "job-2": 5}
 
 
 @pytest.mark.parametrize(
