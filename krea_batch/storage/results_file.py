@@ -149,13 +149,8 @@ class ResultsFile:
 
 
 def _append(path: Path, rows: list[bytes]) -> None:
-    data = memoryview(b"".join(rows))
-    fd = open_for_writing(path, os.O_CREAT | os.O_APPEND)
-    try:
-        while data:
-            data = data[os.write(fd, data) :]  # one write if the disk has room, so that no line is torn
-    finally:
-        os.close(fd)
+    with os.fdopen(open_for_writing(path, os.O_CREAT | os.O_APPEND), "ab") as file:
+        file.write(b"".join(rows))  # one system call if the disk has room, so that no line is torn
 
 
 def _create_with_prefix(path: Path, old: Path, keep_bytes: int) -> None:

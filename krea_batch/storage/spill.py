@@ -41,17 +41,13 @@ _read = msgspec.json.Decoder(SpilledId).decode
 def write_spill(out: Path, job_id: str, request_id: str, at: float) -> None:
     """Append the request_id of a job to OUT/unrecorded.jsonl, durably. Raises OSError. Blocks."""
     line = msgspec.json.encode(SpilledId(job_id, request_id, at)) + b"\n"
-    fd = open_file(out / SPILL, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        size_bytes = os.fstat(fd).st_size
-        if size_bytes and read_at(fd, 1, size_bytes - 1) != b"\n":
+    with os.fdopen(open_file(out / SPILL, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes and read_at(file.fileno(), 1, size_bytes - 1) != b"\n":
             line = b"\n" + line  # the disk was full, or the power failed, while the last line was written
-        data = memoryview(line)
-        while data:
-            data = data[os.write(fd, data) :]
-        sync_fd(fd)
-    finally:
-        os.close(fd)
+        file.write(line)
+        file.flush()
+        sync_fd(file.fileno())
     fsync_path(out)
 
 
