@@ -173,8 +173,7 @@ class ProgramStart:
         self._folder = folder
         self._log_start = 0  # of the latest start
         out = str(folder / "out")
-        inherited = child_environment(with_key=False)
-        self._environment = {name: value for name, value in inherited.items() if not name.startswith("KREA_BATCH_")}
+        self._environment = child_environment(with_key=False, options=())
         if program in ENGINES:
             self._environment[KEY_VARIABLE] = "simulated"
             lines = (json.dumps({"id": f"{n:06d}", "prompt": f"image {n}"}) + "\n" for n in range(settings.jobs))

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from krea_batch.settings import KEY_VARIABLE
 from krea_batch.storage.operating_system import IS_WINDOWS
 
+OPTION_PREFIX = "KREA_BATCH_"  # of the environment variables that set options, as `cli.app.ENV_PREFIX`
 _WINDOWS_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 OWN_SESSION: dict[str, Any] = {"creationflags": _WINDOWS_GROUP} if IS_WINDOWS else {"start_new_session": True}
 """Options of a child process that does not get the Ctrl-C of the terminal."""
@@ -34,9 +36,17 @@ def command_in_utf8_mode() -> list[str]:
     return [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
 
 
-def child_environment(*, with_key: bool) -> dict[str, str]:
-    """Return the environment for a child process, which has the API key only if the child needs it."""
-    return {name: value for name, value in os.environ.items() if with_key or name != KEY_VARIABLE}
+def child_environment(*, with_key: bool, options: Collection[str] | None = None) -> dict[str, str]:
+    """Return the environment for a child process, which has the API key only if the child needs it.
+
+    `options` are the names of the variables with options of the command line that the child gets; None: all of them.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if (with_key or name != KEY_VARIABLE)
+        and (options is None or name in options or not name.startswith(OPTION_PREFIX))
+    }
 
 
 def forget_key() -> None:

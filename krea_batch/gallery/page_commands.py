@@ -16,7 +16,6 @@ from krea_batch.engine.child_process import INTERRUPT_SIGNALS, OWN_SESSION, chil
 from krea_batch.ledger.rows import RunRecord
 
 OUTPUT_LINES = 5  # chosen: a run's summary, or the end of an error message
-SETTING_PREFIX = "KREA_BATCH_"  # of the environment variables that set options
 EXPORT_FORMATS = {"zip": "zip", "csv": "csv", "parquet": "parquet"}
 """The formats that are one file, and their extensions."""
 
@@ -30,15 +29,9 @@ class PageCommands:
 
     def __init__(self, out: Path, *, with_key: bool, run_variables: Collection[str] = ()) -> None:
         self._out = str(out.absolute())
-        environment = child_environment(with_key=with_key)
-        self._retry_environment = environment
-        self._run_environment = {
-            name: value
-            for name, value in environment.items()
-            if not name.startswith(SETTING_PREFIX) or name in run_variables
-        }
-        keyless = child_environment(with_key=False)
-        self._export_environment = {name: keyless[name] for name in keyless if not name.startswith(SETTING_PREFIX)}
+        self._retry_environment = child_environment(with_key=with_key)
+        self._run_environment = child_environment(with_key=with_key, options=run_variables)
+        self._export_environment = child_environment(with_key=False, options=())
         self._simulate = [] if with_key else ["--simulate"]
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 

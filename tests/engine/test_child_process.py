@@ -45,6 +45,18 @@ def test_the_key_is_passed_on_only_if_needed(monkeypatch: pytest.MonkeyPatch) ->
     forget_key()
 
 
+def test_a_child_gets_no_options_but_those_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options in the environment reach a child only if they are meant for it; other variables always do."""
+    for name in [name for name in os.environ if name.startswith("KREA_BATCH_")]:
+        monkeypatch.delenv(name)
+    others = child_environment(with_key=True)
+    monkeypatch.setenv("KREA_BATCH_RATE", "5/s")
+    monkeypatch.setenv("KREA_BATCH_SEEDS", "1..4")
+    assert child_environment(with_key=True, options=()) == others
+    assert child_environment(with_key=True, options=["KREA_BATCH_RATE"]) == others | {"KREA_BATCH_RATE": "5/s"}
+    assert child_environment(with_key=True) == os.environ
+
+
 def test_every_child_is_started_so() -> None:
     """No module of the package builds the command of a child by itself."""
     found = []
