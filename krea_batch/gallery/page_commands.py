@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from krea_batch.engine.child_process import INTERRUPT_SIGNALS, OWN_SESSION, child_environment, python_command
 from krea_batch.ledger.rows import RunRecord
 
 OUTPUT_LINES = 5  # chosen: a run's summary, or the end of an error message
-EXPORT_FORMATS = {"zip": "zip", "csv": "csv", "parquet": "parquet"}
-"""The formats that are one file, and their extensions."""
+ExportFormat = Literal["zip", "csv", "parquet"]
+"""The formats of `krea-batch export` that are one file. Their names are its extensions."""
 
 
 class PageCommands:
@@ -51,14 +52,14 @@ class PageCommands:
             options += ["--count-server-errors"] if latest_run.count_server_errors else []
         return await self._run(("run", "-", *options), job_lines, self._run_environment, ok_codes=(0, 1))
 
-    async def export(self, ids: Sequence[str], format_name: str) -> tuple[Path | None, str]:
+    async def export(self, ids: Sequence[str], format_name: ExportFormat) -> tuple[Path | None, str]:
         """Export jobs into a temporary file that only this user can read, and return it with the last lines.
 
         It replaces the previous one. The file is None if the export failed.
         """
         if self._directory is None:
             self._directory = tempfile.TemporaryDirectory(prefix="krea-batch-export-", ignore_cleanup_errors=True)
-        path = Path(self._directory.name) / f"images.{EXPORT_FORMATS[format_name]}"
+        path = Path(self._directory.name) / f"images.{format_name}"
         path.unlink(missing_ok=True)
         arguments = ("export", self._out, f"--format={format_name}", "--ids-from=-", f"--output={path}")
         ok, text = await self._run(arguments, _lines(ids), self._export_environment, ok_codes=(0,))

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -23,6 +23,7 @@ from aiohttp import web
 
 from krea_batch.errors import InputError
 from krea_batch.gallery.new_jobs import Changes
+from krea_batch.gallery.page_commands import ExportFormat
 from krea_batch.gallery.rendering import render_page, script_csp_source
 from krea_batch.gallery.shown_run import ShownRun, sse_event
 from krea_batch.storage.image_types import MEDIA_TYPES
@@ -80,7 +81,7 @@ class ExportBody(msgspec.Struct, frozen=True):
     """The body of a POST to /export."""
 
     ids: list[str]
-    format: Literal["zip", "csv", "parquet"]
+    format: ExportFormat
 
 
 class GalleryApp:

@@ -54,7 +54,7 @@ def test_a_child_gets_no_options_but_those_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("KREA_BATCH_SEEDS", "1..4")
     assert child_environment(with_key=True, options=()) == others
     assert child_environment(with_key=True, options=["KREA_BATCH_RATE"]) == others | {"KREA_BATCH_RATE": "5/s"}
-    assert child_environment(with_key=True) == os.environ
+    assert child_environment(with_key=True) == dict(os.environ)
 
 
 def test_every_child_is_started_so() -> None:
