@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from jinja2 import Environment, PackageLoader
 
+from krea_batch.gallery.new_jobs import MAX_NEW_SEEDS
 from krea_batch.jobs import ASPECT_RATIOS, CREATIVITIES, STATES, Outcome
 
 THUMBNAILS_PER_BLOCK = 100  # chosen: thumbnails that are decoded together, about 600 kB
@@ -45,7 +46,9 @@ def render_page(**values: Any) -> str:
         script=_script(),
         script_csp_source=script_csp_source(),
         thumbnails_per_block=THUMBNAILS_PER_BLOCK,
-        choices=msgspec.json.encode({"aspect_ratio": ASPECT_RATIOS, "creativity": CREATIVITIES}).decode(),
+        choices=msgspec.json.encode(
+            {"aspect_ratio": ASPECT_RATIOS, "creativity": CREATIVITIES, "max_seeds": MAX_NEW_SEEDS}
+        ).decode(),
         states=msgspec.json.encode(STATES).decode(),
         **values,
     )

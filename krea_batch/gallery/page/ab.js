@@ -18,10 +18,10 @@ function drawAb() {
   lastPairs = key;
   const hiddenCount = pairs.length - MAX_PAIRS_SHOWN;
   $("ab").replaceChildren(
-    el("p", { role: "status" }, pairs.length ? pairs.length === 1 ? "1 pair" : `${pairs.length.toLocaleString("en")} pairs`
+    el("p", { role: "status" }, pairs.length ? pluralize(pairs.length, "pair")
       : "No pairs: choose two values that differ. Two images are a pair if nothing else differs in their jobs."),
     ...pairs.slice(0, MAX_PAIRS_SHOWN).map(([a, b]) => el("div", { class: "pair" }, abFigure(a, names.a), abFigure(b, names.b))),
-    hiddenCount > 0 ? el("p", {}, `${hiddenCount.toLocaleString("en")} more pairs; use the filters to see them.`) : "");
+    hiddenCount > 0 ? el("p", {}, `${pluralize(hiddenCount, "more pair")}; use the filters to see them.`) : "");
 }
 // Returns the chosen axis.
 function fillAbSelects() {

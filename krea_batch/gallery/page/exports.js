@@ -8,5 +8,5 @@ async function exportMarked() {
   const { status, text } = await post("/export", { ids: marks.map((item) => item.id), format });
   if (status !== 200) return showMessage(`Cannot export: ${status === 409 ? "another export is running" : status === 422 ? text : failureText(status)}`);
   el("a", { href: text, download: `images.${format}` }).click();
-  showMessage(marks.length === 1 ? "1 job exported." : `${marks.length.toLocaleString("en")} jobs exported.`);
+  showMessage(`${pluralize(marks.length, "job")} exported.`);
 }

@@ -80,8 +80,7 @@ function filter() {
   const shownText = visibleItems.length === total ? "" : `${format(visibleItems.length)} shown of `;
   const expectedText = runStatus.expected_jobs > total ? ` of ${format(runStatus.expected_jobs)} expected` : "";
   const runningText = runStatus.running ? ", running" : "";
-  const totalText = `${format(total)} ${total === 1 ? "job" : "jobs"}`;
-  $("counts").textContent = `${shownText}${totalText}${expectedText}, ${format(stored)} with an image${runningText}`;
+  $("counts").textContent = `${shownText}${pluralize(total, "job")}${expectedText}, ${format(stored)} with an image${runningText}`;
   $("empty").textContent = total ? "No jobs match the filters." : "No jobs yet.";
   $("empty").hidden = visibleItems.length > 0 || view === "charts";
   draw();

@@ -26,6 +26,6 @@ function drawGrid() {
           ...cellItems.slice(0, maxPerCell).map((item) => el("button", { type: "button", class: "open", "data-open": item.id,
             "aria-label": `Open ${item.id}`, onclick: () => openLightbox(item) }, tileImage(item)))), more);
       }))))),
-  rowNames.size > maxRows ? el("p", {}, `${rowNames.size - maxRows} more rows; use the filters to see them.`) : "");
+  rowNames.size > maxRows ? el("p", {}, `${pluralize(rowNames.size - maxRows, "more row")}; use the filters to see them.`) : "");
   if (focused) document.querySelector(`[data-open=${CSS.escape(focused)}]`)?.focus({ preventScroll: true });
 }

@@ -1,15 +1,13 @@
 // New jobs from images: other seeds, or other parameters. The server plans them, and submits only a plan that was shown.
 
-const ASPECT_RATIOS = JSON.parse($("choices").textContent).aspect_ratio;
-const CREATIVITIES = JSON.parse($("choices").textContent).creativity;
-const pluralizeJobs = (count) => count === 1 ? "1 job" : `${count.toLocaleString("en")} jobs`;
+const choices = JSON.parse($("choices").textContent); // krea_batch.gallery.rendering: the values that are allowed
 
 function openNewJobs(sources) {
   if (!live || !sources.length) return;
   const choice = (name, values) => el("select", { name }, el("option", { value: "" }, "as they are"),
     ...values.map((value) => el("option", { value }, value)));
-  const seeds = el("input", { name: "seeds", type: "number", min: 0, max: 16, value: 4 });
-  const ratio = choice("aspect_ratio", ASPECT_RATIOS), creativity = choice("creativity", CREATIVITIES);
+  const seeds = el("input", { name: "seeds", type: "number", min: 0, max: choices.max_seeds, value: 4 });
+  const ratio = choice("aspect_ratio", choices.aspect_ratio), creativity = choice("creativity", choices.creativity);
   const prompt = el("textarea", { name: "prompt", rows: 3 }, sources.length === 1 ? sources[0].prompt : "");
   const error = el("p", { role: "alert", class: "error" });
   const changes = () => ({
@@ -32,11 +30,11 @@ function openNewJobs(sources) {
 }
 function confirmPlan({ plan, jobs, pending, cost }) {
   const charges = jobs + pending;
-  const pendingText = pending ? ` Pending jobs of the run are submitted too: ${pluralizeJobs(pending)}.` : "";
+  const pendingText = pending ? ` Pending jobs of the run are submitted too: ${pluralize(pending, "job")}.` : "";
   const costText = body.simulated === "1" ? "The run is simulated, so nothing is charged."
-    : `Up to ${charges === 1 ? "1 charge" : `${charges.toLocaleString("en")} charges`}${cost ? `: ${cost}` : ""}.`;
+    : `Up to ${pluralize(charges, "charge")}${cost ? `: ${cost}` : ""}.`;
   $("new-jobs").replaceChildren(el("div", { class: "dialog-body" },
-    el("p", { id: "new-jobs-price" }, `${pluralizeJobs(jobs)} to submit.${pendingText} ${costText}${limitText()}`),
+    el("p", { id: "new-jobs-price" }, `${pluralize(jobs, "job")} to submit.${pendingText} ${costText}${limitText()}`),
     el("div", { class: "button-row" },
       el("button", { type: "button", id: "confirm-new-jobs", onclick: () => { $("new-jobs").close(); submitPlan(plan); } }, "Submit"),
       el("button", { type: "button", id: "cancel-new-jobs", onclick: () => $("new-jobs").close() }, "Cancel"))));

@@ -2,7 +2,7 @@
 
 const MAX_RATING = 5;
 const starsText = (rating) => "★".repeat(rating) + "☆".repeat(MAX_RATING - rating);
-const starsLabel = (rating) => rating === 1 ? "1 star" : `${rating} stars`;
+const starsLabel = (rating) => pluralize(rating, "star");
 
 async function rate(ids, rating) {
   const { status, text } = await post("/ratings", { ids, rating });

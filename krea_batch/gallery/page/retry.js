@@ -4,14 +4,13 @@ const limitText = () => runStatus.max_charges == null ? ""
   : ` The run was limited to ${runStatus.max_charges.toLocaleString("en")} charges in all (--max-charges), and so is this.`;
 function confirmRetry() {
   const ids = retryableItems().map((item) => item.id);
-  const pluralize = (count) => count === 1 ? "1 job" : `${count.toLocaleString("en")} jobs`;
   const pendingCount = [...items.values()].filter((item) => item.status === "pending").length;
   // `retry` resumes the run, so it also submits the jobs that were pending before.
-  const pendingText = pendingCount ? `Pending jobs are submitted too: ${pluralize(pendingCount)}. ` : "";
+  const pendingText = pendingCount ? `Pending jobs are submitted too: ${pluralize(pendingCount, "job")}. ` : "";
   const costText = body.simulated === "1" ? "The run is simulated, so nothing is charged."
-    : `Up to ${pluralize(ids.length + pendingCount)} will be charged.`;
+    : `Up to ${pluralize(ids.length + pendingCount, "job")} will be charged.`;
   $("confirm-retry").replaceChildren(el("div", { class: "dialog-body" },
-    el("p", {}, `Resubmit ${pluralize(ids.length)}? ${pendingText}${costText}${limitText()}`), el("div", { class: "button-row" },
+    el("p", {}, `Resubmit ${pluralize(ids.length, "job")}? ${pendingText}${costText}${limitText()}`), el("div", { class: "button-row" },
       el("button", { type: "button", id: "confirm", onclick: () => { $("confirm-retry").close(); retry(ids); } }, "Resubmit"),
       el("button", { type: "button", autofocus: true, onclick: () => $("confirm-retry").close() }, "Cancel"))));
   $("confirm-retry").showModal();

@@ -25,4 +25,6 @@ const el = (name, attributes = {}, ...children) => {
   element.append(...children.filter((child) => child != null));
   return element;
 };
+// "1 job" or "2,000 jobs", as krea_batch.cli.ui.formatting.pluralize does.
+const pluralize = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 const displayText = (value) => (typeof value === "string" ? value : JSON.stringify(value));
