@@ -18,6 +18,7 @@ scripts            the programs that the engine is compared with
 
 And of both:
 
+simulator_ledger  what the simulator has counted
 output            the tables and bench.json
 plots             the plots
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 
 from krea_batch.benchmark.measurements import rate_per_s
+from krea_batch.benchmark.simulator_ledger import SimulatedLedger
+from krea_batch.storage.run_dir import PNG_END
 
 FAULTS = {
     "submit-hang": 1.0,  # each POST is answered after ANSWER_DELAY_S
@@ -26,7 +28,6 @@ ANSWER_DELAY_S = 0.2  # chosen: what a POST to a distant gateway takes; a kill f
 RATE = "50/s"  # chosen: low enough for two cores
 KILLS = 3  # chosen: each time when another quarter of the jobs has been accepted
 JOBS_DURATION_S = 20.0  # chosen: the submits of a program; several times what the programs take to start
-PNG_END = b"IEND\xaeB\x60\x82"
 
 
 class ComparedProgram(StrEnum):
@@ -62,29 +63,6 @@ MODULES = {
 }
 PACKAGES = {ComparedProgram.CELERY: "celery", ComparedProgram.RAY: "ray"}
 INSTALL_COMMANDS = {"celery": "pip install celery", "ray": "pip install 'krea-batch[ray]'"}
-
-
-class SimulatedPost(msgspec.Struct, frozen=True):
-    """A POST in the simulator's ledger: the fields that are needed here."""
-
-    at_s: float
-    status: int
-    charged: bool
-    body: dict[str, object] | None = None
-
-
-class SimulatedTotals(msgspec.Struct, frozen=True):
-    """The simulator's counts that are needed here."""
-
-    accepted: int
-    polls: int
-
-
-class SimulatedLedger(msgspec.Struct, frozen=True):
-    """The accounting of a simulator."""
-
-    totals: SimulatedTotals
-    posts: list[SimulatedPost]
 
 
 class ProgramRun(msgspec.Struct, frozen=True, kw_only=True):

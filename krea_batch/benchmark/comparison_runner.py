@@ -11,7 +11,6 @@ import socket
 import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,14 +26,13 @@ from krea_batch.benchmark.comparison import (
     ComparedProgram,
     ComparisonRow,
     ProgramRun,
-    SimulatedLedger,
-    SimulatedTotals,
     count_images,
     count_run,
     jobs_before_kill,
 )
 from krea_batch.benchmark.process_tree import ProcessTree
 from krea_batch.benchmark.runner import running_child, running_simulator
+from krea_batch.benchmark.simulator_ledger import read_simulated_ledger, read_totals
 from krea_batch.engine.child_process import child_environment, python_command
 from krea_batch.errors import InputError
 from krea_batch.settings import KEY_VARIABLE
@@ -109,7 +107,7 @@ class ComparisonRunner:
                 raise InputError("the simulator did not start", "see its error above")
             start = ProgramStart(program, settings, urls["gateway_url"], folder)
             starts = self._run_until_ended(start, urls["admin_url"], kills)
-            ledger = msgspec.json.decode(_get(urls["admin_url"] + "/ledger"), type=SimulatedLedger)
+            ledger = read_simulated_ledger(urls["admin_url"])
         return count_run(
             ledger,
             count_images(out),
@@ -138,9 +136,9 @@ class ComparisonRunner:
 
     def _wait_or_kill(self, program: ComparedProgram, tree: ProcessTree, admin_url: str, kills_left: int) -> bool:
         """Wait until the program ends, or kill it when more submits were accepted. Returns whether it was killed."""
-        kill_at = self._totals(admin_url).accepted + jobs_before_kill(self._settings.jobs)
+        kill_at = read_totals(admin_url).accepted + jobs_before_kill(self._settings.jobs)
         while not tree.sample():
-            totals = self._totals(admin_url)
+            totals = read_totals(admin_url)
             self._on_progress(
                 f"{program}: {totals.accepted:,}/{self._settings.jobs:,} accepted, {totals.polls:,} polls"
                 + (f", kills to come: {kills_left}" if kills_left else "")
@@ -150,9 +148,6 @@ class ComparisonRunner:
                 return True
             time.sleep(SAMPLE_INTERVAL_S)
         return False
-
-    def _totals(self, admin_url: str) -> SimulatedTotals:
-        return msgspec.json.decode(_get(admin_url + "/totals"), type=SimulatedTotals)
 
 
 class _Starts:
@@ -215,9 +210,3 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
     return port
-
-
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=60) as response:  # noqa: S310 - loopback
-        content: bytes = response.read()
-    return content

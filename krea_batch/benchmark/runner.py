@@ -7,7 +7,6 @@ simulated run, and stops a charged one so that its jobs in flight are completed.
 from __future__ import annotations
 
 import subprocess
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import msgspec
 
 from krea_batch.benchmark.cases import Case, CaseRecord, WorkerProgress
 from krea_batch.benchmark.measurements import CaseResult, case_result
+from krea_batch.benchmark.simulator_ledger import read_simulated_ledger
 from krea_batch.engine.child_process import INTERRUPT_SIGNALS, OWN_SESSION, child_environment, python_command
 from krea_batch.errors import InputError, InternalError, RunStopped
 from krea_batch.storage.atomic import replacing
@@ -24,18 +24,6 @@ from krea_batch.storage.atomic import replacing
 RESULT_FILE = "result.json"  # in the run directory of a charged case: its result, for a second run of the command
 TERMINATE_TIMEOUT_S = 10.0  # chosen: a child that has not ended by then is killed
 _decoder = msgspec.json.Decoder(CaseRecord | WorkerProgress)
-
-
-class _LedgerPost(msgspec.Struct):
-    """A POST in the simulator's ledger: the fields that are needed here."""
-
-    at_s: float
-    status: int
-    request_id: str | None
-
-
-class _SimulatorLedger(msgspec.Struct):
-    posts: list[_LedgerPost]
 
 
 class BenchRunner:
@@ -158,8 +146,7 @@ def running_child(command: list[str], env: dict[str, str], **pipes: Any) -> Iter
 
 def _use_simulator_ledger(admin_url: str, record: CaseRecord) -> None:
     """Replace the recorded times of accepts, and the number of 429s, by those in the simulator's ledger."""
-    with urllib.request.urlopen(admin_url.rstrip("/") + "/ledger", timeout=60) as response:  # noqa: S310 - loopback
-        posts = msgspec.json.decode(response.read(), type=_SimulatorLedger).posts
+    posts = read_simulated_ledger(admin_url).posts
     accepted = [post.at_s for post in posts if post.request_id is not None]
     if len(accepted) < len(record.accepted_at):
         raise InternalError(

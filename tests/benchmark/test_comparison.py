@@ -14,13 +14,9 @@ import psutil
 import pytest
 
 from krea_batch.benchmark.comparison import (
-    PNG_END,
     ComparedProgram,
     ComparisonRow,
     ProgramRun,
-    SimulatedLedger,
-    SimulatedPost,
-    SimulatedTotals,
     count_images,
     count_run,
     jobs_before_kill,
@@ -29,6 +25,8 @@ from krea_batch.benchmark.comparison_runner import ComparisonSettings, ProgramSt
 from krea_batch.benchmark.output import COMPARISON_TITLES, comparison_cells
 from krea_batch.benchmark.plots import write_comparison_plot
 from krea_batch.benchmark.process_tree import ProcessTree
+from krea_batch.benchmark.simulator_ledger import SimulatedLedger, SimulatedPost, SimulatedTotals
+from krea_batch.storage.run_dir import PNG_END
 from tests.benchmark.test_plots import plot_text
 from tests.processes import PROCESS_TIMEOUT_S, RunningSimulator, StartSimulator, clean_environment, wait_until
 
