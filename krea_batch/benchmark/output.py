@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -38,19 +38,7 @@ COLUMN_TITLES = (
 
 def result_table(rows: Sequence[CaseResult]) -> Table:
     """Return a table with one row per case, to print with rich."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, header_style="bold", pad_edge=False)
-    for title in COLUMN_TITLES:
-        table.add_column(
-            title,
-            justify="left" if title == "limit" else "right",
-            no_wrap=title == "limit",
-        )
-    for row in rows:
-        table.add_row(*cells(row))
-    return table
+    return _table(COLUMN_TITLES, map(cells, rows))
 
 
 def cells(row: CaseResult) -> list[str]:
@@ -73,16 +61,7 @@ def cells(row: CaseResult) -> list[str]:
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     """Return a table with one row per program, to print with rich. The last three columns are after kills."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE, header_style="bold", pad_edge=False)
-    for title in COMPARISON_TITLES:
-        table.add_column(title, justify="left" if title == "program" else "right", no_wrap=title == "program")
-    for row in rows:
-        table.add_row(*map(Text, comparison_cells(row)))  # a remark has brackets, which are no markup
-    return table
+    return _table(COMPARISON_TITLES, map(comparison_cells, rows))
 
 
 def comparison_cells(row: ComparisonRow) -> list[str]:
@@ -101,6 +80,20 @@ def comparison_cells(row: ComparisonRow) -> list[str]:
         f"{killed.charged_twice:,}",
         f"{killed.jobs_left:,}",
     ]
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table whose first column has names, and whose others have numbers."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, header_style="bold", pad_edge=False)
+    for index, title in enumerate(titles):
+        table.add_column(title, justify="right" if index else "left", no_wrap=not index)
+    for row in rows:
+        table.add_row(*map(Text, row))  # a remark has brackets, which are no markup
+    return table
 
 
 def print_table(table: Table) -> None:
