@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from krea_batch import Engine, Job
-from krea_batch.cli.ui.run_session import RunSession, check_jobs
+from krea_batch.cli.ui.job_check import check_jobs
+from krea_batch.cli.ui.run_session import RunSession
 from krea_batch.rules.pending_limit import INITIAL_PENDING
 from krea_batch.settings import Settings
 from krea_batch.sources import JobFiles

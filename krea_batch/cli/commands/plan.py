@@ -94,7 +94,7 @@ def show_plan(
 
     from krea_batch.cli.ui.forecast_output import forecast_lines, forecast_request, remaining_jobs
     from krea_batch.cli.ui.formatting import show, show_json
-    from krea_batch.cli.ui.run_session import check_jobs
+    from krea_batch.cli.ui.job_check import check_jobs
     from krea_batch.forecast import forecast
     from krea_batch.settings import Settings
 

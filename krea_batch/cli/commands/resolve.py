@@ -92,8 +92,8 @@ def _confirm(
 ) -> None:
     """Raise JobError for a request_id that the gateway does not know."""
     from krea_batch.cli.app import OK
+    from krea_batch.cli.options.run_settings import find_key
     from krea_batch.cli.ui.run_gateway import open_run_gateway
-    from krea_batch.cli.ui.run_session import find_key
     from krea_batch.engine.event_loop import run_event_loop
     from krea_batch.maintenance.resolve import confirm
     from krea_batch.settings import ApiKey, Settings

@@ -46,8 +46,9 @@ def retry(
     """
     from krea_batch.cli.options.job_id_file import read_ids
     from krea_batch.cli.options.logging_options import configure_logging
+    from krea_batch.cli.options.run_settings import settings_and_key
     from krea_batch.cli.ui.formatting import pluralize, show
-    from krea_batch.cli.ui.run_session import run_recorded_jobs, settings_and_key
+    from krea_batch.cli.ui.run_session import run_recorded_jobs
     from krea_batch.ledger import bind_database
     from krea_batch.maintenance.retry import RetryPlan
     from krea_batch.storage.run_dir import require_run

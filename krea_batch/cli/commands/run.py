@@ -48,9 +48,11 @@ def run(jobs: tuple[str, ...], **options: Any) -> None:
 def run_jobs(jobs: tuple[str, ...], options: dict[str, Any]) -> int:
     """Run job files with the options of the command. Return the exit code."""
     from krea_batch.cli.options.logging_options import configure_logging
+    from krea_batch.cli.options.run_settings import settings_and_key
     from krea_batch.cli.ui.forecast_output import confirm_charges, show_forecast
+    from krea_batch.cli.ui.job_check import check_jobs
     from krea_batch.cli.ui.prompt_syntax_notices import confirm_syntax
-    from krea_batch.cli.ui.run_session import RunSession, check_jobs, settings_and_key
+    from krea_batch.cli.ui.run_session import RunSession
     from krea_batch.engine.event_loop import run_event_loop
     from krea_batch.ledger import bind_database
     from krea_batch.settings import Settings

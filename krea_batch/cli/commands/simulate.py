@@ -129,7 +129,7 @@ def simulator_settings(
 
 
 def _check_state_file(path: Path) -> None:
-    from krea_batch.cli.ui.run_session import check_state_file
+    from krea_batch.cli.ui.embedded_simulator import check_state_file
     from krea_batch.errors import InputError
     from krea_batch.storage.outputs import check_output
     from krea_batch.storage.run_dir import SIMULATOR_STATE_FILE

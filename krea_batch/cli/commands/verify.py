@@ -80,7 +80,7 @@ def _repair_run(
     images: RunImages, settings: Settings, api_key_file: Path | None, *, simulate: bool
 ) -> tuple[int, list[Mismatch]]:
     """Check all images and re-download damaged ones. The run directory is locked meanwhile."""
-    from krea_batch.cli.ui.run_session import find_key
+    from krea_batch.cli.options.run_settings import find_key
     from krea_batch.engine.event_loop import run_event_loop
     from krea_batch.settings import ApiKey
     from krea_batch.storage.run_dir import RunDir

@@ -33,8 +33,9 @@ def worker(out: Path, drain: float, **options: Any) -> None:
     be empty.
     """
     from krea_batch.cli.options.logging_options import configure_logging
+    from krea_batch.cli.options.run_settings import settings_and_key
     from krea_batch.cli.ui.formatting import say
-    from krea_batch.cli.ui.run_session import run_recorded_jobs, settings_and_key
+    from krea_batch.cli.ui.run_session import run_recorded_jobs
     from krea_batch.errors import FencedError
     from krea_batch.ledger import bind_database
     from krea_batch.storage.run_dir import require_run

@@ -1,7 +1,9 @@
 """The output of the command line.
 
-run_session      a run of the command line, from the check of its input to its summary
+job_check        the check of job files before a run
+run_session      a run of the command line, from its first job to its summary
 run_gateway      opens the gateway of a run that is not in progress
+embedded_simulator  the simulator of `--simulate`
 progress         the live display
 run_status       the numbers of the display
 summary          the summary at the end of a run

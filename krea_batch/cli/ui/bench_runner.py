@@ -36,9 +36,9 @@ from krea_batch.benchmark.output import (
 )
 from krea_batch.benchmark.runner import BenchRunner
 from krea_batch.cli.app import BAD_INPUT, INTERRUPTED, OK, SOME_FAILED, STOPPED
+from krea_batch.cli.options.run_settings import find_key
 from krea_batch.cli.ui.bench_status import BenchDisplay, forward_signals
 from krea_batch.cli.ui.formatting import ask_to_continue, pluralize, say, show, show_json
-from krea_batch.cli.ui.run_session import find_key
 from krea_batch.cli.ui.summary import RunTotals
 from krea_batch.engine.child_process import forget_key
 from krea_batch.errors import InputError, SettingsError

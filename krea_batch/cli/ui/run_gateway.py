@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 
-from krea_batch.cli.ui.run_session import start_simulator
+from krea_batch.cli.ui.embedded_simulator import start_simulator
 from krea_batch.errors import RunDirError
 from krea_batch.gateway.client import GatewayClient
 from krea_batch.ledger import LedgerReader, read_ledger

@@ -1,194 +1,35 @@
-"""A run of the command line, from the check of its job files to its summary."""
+"""A run of the command line, from its first job to its summary."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from pathlib import Path
 from typing import Any
 
 import anyio
 import msgspec
 
 from krea_batch.cli.app import INTERRUPTED, OK, SOME_FAILED, STOPPED, say_error
-from krea_batch.cli.options.input_options import expansion_notices
 from krea_batch.cli.options.logging_options import serve_metrics
-from krea_batch.cli.options.run_options import given_settings
-from krea_batch.cli.ui.check_progress import CheckProgress
+from krea_batch.cli.ui.embedded_simulator import start_simulator
 from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
-from krea_batch.cli.ui.optional_deps import require_simulator_extra
 from krea_batch.cli.ui.progress import INTERRUPT_REASON, EventAnnouncer, make_display, refresh_until_cancelled
 from krea_batch.cli.ui.run_status import EndedJobs, EngineStatusReader, RecentErrors, SharedStatusReader
 from krea_batch.cli.ui.summary import RunSummary, RunTotals
 from krea_batch.engine.engine import Engine
 from krea_batch.engine.event_loop import run_event_loop
 from krea_batch.engine.signal_receiver import receive_signals
-from krea_batch.errors import (
-    InputError,
-    JobError,
-    JobFileError,
-    KreaBatchError,
-    LedgerError,
-    LineProblem,
-    RunDirError,
-    RunStopped,
-    SettingsError,
-)
+from krea_batch.errors import InputError, JobError, KreaBatchError, LedgerError, RunDirError, RunStopped
 from krea_batch.events import Listener
 from krea_batch.forecast import Forecast
 from krea_batch.gallery.thumbnail_maker import ThumbnailMaker
 from krea_batch.jobs import State
-from krea_batch.ledger import LedgerReader, read_ledger
-from krea_batch.ledger.paging import iter_rows
-from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
+from krea_batch.ledger import read_ledger
+from krea_batch.settings import ApiKey, Settings
 from krea_batch.sources import CheckResult, JobFiles
-from krea_batch.sources.moved_rows import RecordedJobs
 from krea_batch.storage.operating_system import STOP_SIGNALS
-from krea_batch.storage.os_errors import next_step
-from krea_batch.storage.outputs import open_for_append
-from krea_batch.storage.run_dir import (
-    DUPLICATES,
-    SIMULATOR_STATE_FILE,
-    create_directory,
-    has_ledger,
-    unusable_directory,
-)
-
-STATE_FILE_START = b'{"request_id":"'  # of each line; see `krea_batch.testing.simulator.job_log.LoggedJob`
-MAX_REPEATED_PROBLEMS = 5  # chosen: more lines with the same problem add nothing
-
-
-def settings_and_key(options: dict[str, Any]) -> tuple[Settings, ApiKey | None]:
-    """Return settings and API key from the options; the key is None with --simulate. Raises SettingsError."""
-    fields = given_settings(options)
-    if options["webhook_listen"]:
-        fields["webhook"] = Webhook(options["webhook_url"] or "", options["webhook_listen"])
-    elif options["webhook_url"]:
-        raise SettingsError("webhook.url", "requires --webhook-listen HOST:PORT")
-    settings = Settings.from_options(options["out"], **fields)
-    if options["simulate"]:
-        return settings, None
-    return settings, find_key(options["api_key_file"])
-
-
-def find_key(key_file: str | None) -> ApiKey:
-    """Return the API key from the file or the environment. Raises InputError with the possible sources."""
-    if key_file is None:
-        if text := os.environ.get(KEY_VARIABLE, ""):
-            try:
-                return ApiKey(text)
-            except SettingsError as error:
-                raise InputError(f"{KEY_VARIABLE}: {error.problem}", error.hint) from None
-        raise InputError(
-            "no API key",
-            f"set {KEY_VARIABLE} or pass --api-key-file FILE; to try krea-batch without a key and free of charge, "
-            "add --simulate",
-        )
-    try:
-        return ApiKey(Path(key_file).read_text("utf-8").strip())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise SettingsError("api_key_file", f"cannot read {key_file} ({reason})", "check the path") from None
-
-
-def check_jobs(files: JobFiles, settings: Settings, *, skip_invalid: bool, quiet: bool) -> CheckResult:
-    """Check every line before anything is charged. Raises JobFileError for invalid lines, unless they are skipped."""
-    with ExitStack() as stack:
-        store = stack.enter_context(read_ledger(settings.out)) if has_ledger(settings.out) else None
-        if store:
-            files.resume_from(*store.read(LedgerReader.checkpoint))
-        with CheckProgress(quiet=quiet) as progress:
-            checked = files.check(
-                lookup=_fingerprint_lookup(store) if store else None,
-                on_progress=progress.update,
-                recorded_jobs=_recorded_jobs(store) if store else None,
-            )
-    shown = _limit_repeats(checked.problems)
-    for problem in shown:
-        say(str(problem))
-    if checked.bad_lines > len(shown):
-        similar = " like these" if len(shown) < len(checked.problems) else ""
-        say(f"… and {checked.bad_lines - len(shown):,} more{similar}; krea-batch validate shows all")
-    for notice in () if quiet else (*files.notices(), *map(str, checked.notes), *expansion_notices(checked)):
-        say(notice)
-    if checked.bad_lines and not skip_invalid:
-        raise JobFileError(checked.problems, checked.bad_lines)
-    if not checked.jobs:
-        raise files.no_jobs_error()
-    return checked
-
-
-def _limit_repeats(problems: Iterable[LineProblem]) -> list[LineProblem]:
-    """Return the problems in order, only the first of equal ones: an invalid field is usually in every line."""
-    repeats = Counter[tuple[str, str]]()
-    shown = []
-    for problem in problems:
-        repeats[text := (problem.problem, problem.hint)] += 1
-        if repeats[text] <= MAX_REPEATED_PROBLEMS:
-            shown.append(problem)
-    return shown
-
-
-def _fingerprint_lookup(store: LedgerReader) -> Callable[[Sequence[str]], Mapping[str, bytes]]:
-    """Return a function that looks up the fingerprints of those ids that the ledger has."""
-
-    def known(job_ids: Sequence[str]) -> Mapping[str, bytes]:
-        fingerprints: dict[str, bytes] = store.read(lambda store: store.fingerprints(job_ids))[0]
-        return fingerprints
-
-    return known
-
-
-def _recorded_jobs(store: LedgerReader) -> RecordedJobs:
-    """Return the jobs of the ledger for rows without an id."""
-
-    def page(after_job_no: int, limit: int) -> list[tuple[int, str, bytes]]:
-        rows: list[tuple[int, str, bytes]] = store.read(lambda store: store.numbered_jobs(after_job_no, limit))[0]
-        return rows
-
-    def numbered() -> Iterator[tuple[str, bytes]]:
-        return ((job_id, fingerprint) for _, job_id, fingerprint in iter_rows(page, lambda row: row[0]))
-
-    (counts,) = store.read(LedgerReader.counts)
-    return RecordedJobs(sum(counts.values()), numbered)
-
-
-async def start_simulator(stack: AsyncExitStack, out: Path, *, time_scale: float = 1.0) -> str:
-    """Start the simulator on this event loop, and return its URL. It keeps its jobs in the run directory.
-
-    Raises InputError if Pillow is missing, SettingsError if the simulator cannot start, and RunDirError if the run
-    directory cannot be created.
-    """
-    require_simulator_extra()
-    from krea_batch.testing.simulator import Simulator, SimulatorError, SimulatorSettings
-
-    try:
-        await anyio.to_thread.run_sync(create_directory, out)
-    except OSError as error:
-        raise unusable_directory(out, error) from error
-    try:
-        check_state_file(out / SIMULATOR_STATE_FILE)
-        simulator = Simulator(SimulatorSettings(time_scale=time_scale, state_file=str(out / SIMULATOR_STATE_FILE)))
-        await stack.enter_async_context(simulator)
-    except SimulatorError as error:
-        raise SettingsError("simulate", "the simulator cannot start", str(error)) from None
-    return simulator.gateway_url
-
-
-def check_state_file(path: Path) -> None:
-    """Raise InputError unless the simulator may append to the file: it is new, or has jobs of a simulator."""
-
-    def is_own_line(line: bytes) -> bool:
-        return line.startswith(STATE_FILE_START) or STATE_FILE_START.startswith(line)  # a kill may cut the line
-
-    try:
-        os.close(open_for_append(path, is_own_line, "state file"))
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror})", next_step(error)) from None
+from krea_batch.storage.run_dir import DUPLICATES, has_ledger
 
 
 class RunSession:
