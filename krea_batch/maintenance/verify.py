@@ -7,7 +7,7 @@ a request body nor the URL of a submit, and `RepairGateway` has no method for it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -71,6 +71,31 @@ def find_mismatch(image: ExportedImage) -> str | None:
     if size_bytes != image.file.bytes:
         return f"{size_bytes:,} bytes instead of {image.file.bytes:,}"
     return None if digest.hexdigest() == image.file.sha256 else "content differs (SHA-256 mismatch)"
+
+
+def mismatch_of(image: ExportedImage, problem: str, *, repaired: bool = False) -> Mismatch:
+    """Return the record of an image that differs from the ledger."""
+    return Mismatch(image.outcome.id, image.file.path, image.outcome.request_id, problem, repaired)
+
+
+async def repair_all(damaged: Sequence[tuple[ExportedImage, str]], gateway: RepairGateway) -> list[Mismatch]:
+    """Repair damaged images, MAX_CONCURRENT_REPAIRS at a time. Return what became of them, in order."""
+    results: dict[int, Mismatch] = {}
+    limiter = anyio.CapacityLimiter(MAX_CONCURRENT_REPAIRS)
+
+    async def repair_one(n: int, image: ExportedImage, problem: str) -> None:
+        async with limiter:
+            try:
+                await repair(image, gateway)
+            except RepairFailed as error:
+                results[n] = mismatch_of(image, f"{problem}; {error}")
+            else:
+                results[n] = mismatch_of(image, problem, repaired=True)
+
+    async with anyio.create_task_group() as group:
+        for n, (image, problem) in enumerate(damaged):
+            group.start_soon(repair_one, n, image, problem)
+    return [results[n] for n in sorted(results)]
 
 
 class RepairFailed(Exception):

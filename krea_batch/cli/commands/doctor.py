@@ -48,8 +48,7 @@ def doctor(
     from krea_batch.cli.ui.diagnostics import run_diagnostics
     from krea_batch.cli.ui.formatting import show, show_json, show_state
 
-    key_file = str(api_key_file) if api_key_file else None
-    findings = run_diagnostics(out, gateway, key_file, max_in_flight, allow_networks, ledger, batch)
+    findings = run_diagnostics(out, gateway, api_key_file, max_in_flight, allow_networks, ledger, batch)
     worst = max((finding.state for finding in findings), key=list(EXIT_CODE_OF_STATE).index)
     if as_json:
         show_json(msgspec.json.encode({"state": worst, "findings": findings}))

@@ -91,20 +91,18 @@ def _confirm(
     request_ids: dict[str, str], out: Path, gateway: str, api_key_file: Path | None, *, simulate: bool
 ) -> None:
     """Raise JobError for a request_id that the gateway does not know."""
-    from krea_batch.cli.app import OK
-    from krea_batch.cli.options.run_settings import find_key
+    from krea_batch.cli.options.run_settings import gateway_key
     from krea_batch.cli.ui.run_gateway import open_run_gateway
     from krea_batch.engine.event_loop import run_event_loop
     from krea_batch.maintenance.resolve import confirm
-    from krea_batch.settings import ApiKey, Settings
+    from krea_batch.settings import Settings
 
-    key = ApiKey("simulated") if simulate else find_key(str(api_key_file) if api_key_file else None)
+    key = gateway_key(api_key_file, simulate=simulate)
     settings = Settings.from_options(out=out, gateway=gateway)
 
-    async def poll_each() -> int:
+    async def poll_each() -> None:
         async with open_run_gateway(settings, key, simulate=simulate) as client:
             await confirm(request_ids, client.poll, interval_s=settings.poll_interval_s)
-        return OK
 
     run_event_loop(poll_each)
 

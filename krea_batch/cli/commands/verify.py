@@ -15,8 +15,7 @@ from krea_batch.settings import KEY_VARIABLE, Settings
 
 if TYPE_CHECKING:
     from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
-    from krea_batch.maintenance.verify import Mismatch, RepairGateway
-    from krea_batch.settings import ApiKey
+    from krea_batch.maintenance.verify import Mismatch
 
 
 @click.command()
@@ -45,20 +44,17 @@ def verify(
     The exit code is 0 if all images are correct or repaired, else 1.
     """
     from krea_batch.maintenance.export.run_images import RunImages
+    from krea_batch.maintenance.verify import mismatch_of
 
     with RunImages(out) as images:
         if repair:
             settings = Settings.from_options(out=out, gateway=gateway, allow_networks=allow_networks)
             checked, mismatches = _repair_run(images, settings, api_key_file, simulate=simulate)
         else:
-            checked, mismatches = _check_all(images)
+            checked, damaged = _find_damaged(images)
+            mismatches = [mismatch_of(image, problem) for image, problem in damaged]
     _print_report(out, checked, mismatches, as_json=as_json, quiet=quiet)
     sys.exit(SOME_FAILED if any(not mismatch.repaired for mismatch in mismatches) else OK)
-
-
-def _check_all(images: RunImages) -> tuple[int, list[Mismatch]]:
-    checked, damaged = _find_damaged(images)
-    return checked, [_mismatch(image, problem) for image, problem in damaged]
 
 
 def _find_damaged(images: RunImages) -> tuple[int, list[tuple[ExportedImage, str]]]:
@@ -80,65 +76,25 @@ def _repair_run(
     images: RunImages, settings: Settings, api_key_file: Path | None, *, simulate: bool
 ) -> tuple[int, list[Mismatch]]:
     """Check all images and re-download damaged ones. The run directory is locked meanwhile."""
-    from krea_batch.cli.options.run_settings import find_key
+    from krea_batch.cli.options.run_settings import gateway_key
+    from krea_batch.cli.ui.run_gateway import open_run_gateway
     from krea_batch.engine.event_loop import run_event_loop
-    from krea_batch.settings import ApiKey
+    from krea_batch.maintenance.verify import repair_all
     from krea_batch.storage.run_dir import RunDir
 
-    key = ApiKey("simulated") if simulate else find_key(str(api_key_file) if api_key_file else None)
+    key = gateway_key(api_key_file, simulate=simulate)
     run_dir = RunDir(settings.out)
     run_dir.lock()
+
+    async def repair_damaged() -> list[Mismatch]:
+        async with open_run_gateway(settings, key, simulate=simulate) as gateway:
+            return await repair_all(damaged, gateway)
+
     try:
         checked, damaged = _find_damaged(images)
-        repaired: list[Mismatch] = []
-
-        async def repair_damaged() -> int:
-            repaired.extend(await _repair_images(damaged, settings, key, simulate=simulate))
-            return OK
-
-        if damaged:
-            run_event_loop(repair_damaged)
+        return checked, run_event_loop(repair_damaged) if damaged else []
     finally:
         run_dir.unlock()
-    return checked, repaired
-
-
-async def _repair_images(
-    damaged: list[tuple[ExportedImage, str]], settings: Settings, key: ApiKey, *, simulate: bool
-) -> list[Mismatch]:
-    import anyio
-
-    from krea_batch.cli.ui.run_gateway import open_run_gateway
-    from krea_batch.maintenance.verify import MAX_CONCURRENT_REPAIRS
-
-    results: dict[int, Mismatch] = {}
-    async with open_run_gateway(settings, key, simulate=simulate) as gateway:
-        limiter = anyio.CapacityLimiter(MAX_CONCURRENT_REPAIRS)
-
-        async def repair_one(n: int, image: ExportedImage, problem: str) -> None:
-            async with limiter:
-                results[n] = await _repair_image(image, problem, gateway)
-
-        async with anyio.create_task_group() as group:
-            for n, (image, problem) in enumerate(damaged):
-                group.start_soon(repair_one, n, image, problem)
-    return [results[n] for n in sorted(results)]
-
-
-async def _repair_image(image: ExportedImage, problem: str, gateway: RepairGateway) -> Mismatch:
-    from krea_batch.maintenance.verify import RepairFailed, repair
-
-    try:
-        await repair(image, gateway)
-    except RepairFailed as error:
-        return _mismatch(image, f"{problem}; {error}")
-    return _mismatch(image, problem, repaired=True)
-
-
-def _mismatch(image: ExportedImage, problem: str, *, repaired: bool = False) -> Mismatch:
-    from krea_batch.maintenance.verify import Mismatch
-
-    return Mismatch(image.outcome.id, image.file.path, image.outcome.request_id, problem, repaired)
 
 
 def _print_report(out: Path, checked: int, mismatches: list[Mismatch], *, as_json: bool, quiet: bool) -> None:

@@ -10,6 +10,8 @@ from krea_batch.cli.options.run_options import given_settings
 from krea_batch.errors import InputError, SettingsError
 from krea_batch.settings import KEY_VARIABLE, ApiKey, Settings, Webhook
 
+SIMULATED_KEY = ApiKey("simulated")  # The simulator takes any key.
+
 
 def settings_and_key(options: dict[str, Any]) -> tuple[Settings, ApiKey | None]:
     """Return settings and API key from the options; the key is None with --simulate. Raises SettingsError."""
@@ -24,7 +26,12 @@ def settings_and_key(options: dict[str, Any]) -> tuple[Settings, ApiKey | None]:
     return settings, find_key(options["api_key_file"])
 
 
-def find_key(key_file: str | None) -> ApiKey:
+def gateway_key(key_file: Path | None, *, simulate: bool) -> ApiKey:
+    """Return the API key for the gateway of a run, as `find_key` does; any key if it is the simulator."""
+    return SIMULATED_KEY if simulate else find_key(key_file)
+
+
+def find_key(key_file: Path | None) -> ApiKey:
     """Return the API key from the file or the environment. Raises InputError with the possible sources."""
     if key_file is None:
         if text := os.environ.get(KEY_VARIABLE, ""):
@@ -38,7 +45,7 @@ def find_key(key_file: str | None) -> ApiKey:
             "add --simulate",
         )
     try:
-        return ApiKey(Path(key_file).read_text("utf-8").strip())
+        return ApiKey(key_file.read_text("utf-8").strip())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise SettingsError("api_key_file", f"cannot read {key_file} ({reason})", "check the path") from None

@@ -71,7 +71,7 @@ class Finding(msgspec.Struct, frozen=True):
 def run_diagnostics(
     out: Path,
     gateway: str,
-    key_file: str | None,
+    key_file: Path | None,
     max_in_flight: int,
     allow_networks: Sequence[str] = (),
     ledger: str | None = None,
@@ -89,7 +89,7 @@ def run_diagnostics(
     ]
 
 
-def _check_key(key_file: str | None) -> Finding:
+def _check_key(key_file: Path | None) -> Finding:
     try:
         find_key(key_file)
     except InputError as error:

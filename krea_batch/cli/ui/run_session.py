@@ -12,6 +12,7 @@ import msgspec
 
 from krea_batch.cli.app import INTERRUPTED, OK, SOME_FAILED, STOPPED, say_error
 from krea_batch.cli.options.logging_options import serve_metrics
+from krea_batch.cli.options.run_settings import SIMULATED_KEY
 from krea_batch.cli.ui.embedded_simulator import start_simulator
 from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
 from krea_batch.cli.ui.progress import INTERRUPT_REASON, EventAnnouncer, make_display, refresh_until_cancelled
@@ -143,7 +144,7 @@ class RunSession:
 
     async def _start_simulator(self, stack: AsyncExitStack) -> tuple[Settings, ApiKey]:
         url = await start_simulator(stack, self._settings.out, time_scale=self._options["time_scale"])
-        return msgspec.structs.replace(self._settings, gateway=url), ApiKey("simulated")
+        return msgspec.structs.replace(self._settings, gateway=url), SIMULATED_KEY
 
     async def _handle_signals(self, engine: Engine) -> None:
         with receive_signals(*_stop_signals()) as received:
