@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,11 +84,11 @@ def export(
     from krea_batch.storage.outputs import left_parts, unwritable_output
     from krea_batch.storage.run_dir import DUPLICATES
 
-    if raw_cells and format_ != "csv":
-        raise click.UsageError("--raw-cells can be used with csv only; other formats have texts as they are")
-    if (name or portable_names) and format_ == "csv":
-        option = "--name" if name else "--portable-names"
-        raise click.UsageError(f"{option} cannot be used with csv, which does not copy the images")
+    _check_options(
+        format_,
+        raw_cells=raw_cells,
+        copy_options={"--name": name, "--portable-names": portable_names, "--embed-metadata": embed_metadata},
+    )
     options = ExportOptions(
         embed=embed_metadata,
         shard_images=shard_size,
@@ -97,8 +98,6 @@ def export(
         portable_names=portable_names,
         on_notice=(lambda _: None) if quiet else say,
     )
-    if embed_metadata and format_ == "csv":
-        raise click.UsageError("--embed-metadata cannot be used with csv, which does not copy the images")
     with RunImages(out, read_ids(ids_from, out)) as images:
         try:
             count = _export_with_progress(images, format_, output, options, quiet=quiet)
@@ -111,6 +110,17 @@ def export(
         say(f"jobs that --dedupe left out are not exported; {duplicates} has the job whose image each of them shares")
     for part in left_parts(output):
         say(f"{part} was left by an export that was killed, or is in use by one that runs; else you can delete it")
+
+
+def _check_options(format_: str, *, raw_cells: bool, copy_options: Mapping[str, object]) -> None:
+    """Raise click.UsageError for options without an effect in this format. `copy_options` are about copied images."""
+    if format_ != "csv":
+        if raw_cells:
+            raise click.UsageError("--raw-cells can be used with csv only; other formats have texts as they are")
+        return
+    for option, value in copy_options.items():
+        if value:
+            raise click.UsageError(f"{option} cannot be used with csv, which does not copy the images")
 
 
 def _export_with_progress(
