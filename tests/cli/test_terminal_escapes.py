@@ -207,7 +207,9 @@ class TestDisplays:
         """Fields, messages of other libraries and exceptions are escaped in a log."""
         monkeypatch.setattr(logging.root, "handlers", [])
         monkeypatch.setattr(logging.root, "level", logging.WARNING)
-        configure_logging(verbose=2, log_file=tmp_path / "run.log", log_format=log_format, out=tmp_path / "out")
+        configure_logging(
+            {"verbose": 2, "log_file": tmp_path / "run.log", "log_format": log_format, "out": tmp_path / "out"}
+        )
         logging.getLogger("krea_batch").info("! job=%s reason=%s", "a\u202eb", HOSTILE)
         logging.getLogger("other").info("got %s", HOSTILE)
         try:

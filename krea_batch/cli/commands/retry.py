@@ -58,9 +58,7 @@ def retry(
     options["out"] = out
     _keep_max_charges(out, options)
     settings, key = settings_and_key(options)
-    configure_logging(
-        verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"], out=options["out"]
-    )
+    configure_logging(options)
     bind_database(settings)
     with RetryPlan(out) as retry_plan:
         states = [State(name) for name in status]
@@ -82,7 +80,6 @@ def retry(
 
 def _keep_max_charges(out: Path, options: dict[str, Any]) -> None:
     """Use the limit of the latest run if none is given, so that a retry does not spend more than was allowed."""
-
     from krea_batch.cli.ui.formatting import say
     from krea_batch.ledger import LedgerReader, read_ledger
 

@@ -63,9 +63,7 @@ def run_jobs(jobs: tuple[str, ...], options: dict[str, Any]) -> int:
         show_plan(jobs, options, out=options["out"], as_json=options["as_json"], settings=settings)
         return OK
     settings, key = settings_and_key(options)
-    configure_logging(
-        verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"], out=options["out"]
-    )
+    configure_logging(options)
     bind_database(settings)
     with open_job_files(jobs, options, skip_invalid=options["skip_invalid"]) as files:
         checked = check_jobs(files, settings, skip_invalid=options["skip_invalid"], quiet=options["quiet"])

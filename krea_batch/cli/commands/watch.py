@@ -9,6 +9,8 @@ import click
 
 from krea_batch.cli.app import OK, SOME_FAILED
 
+WATCH_INTERVAL_S = 1.0  # chosen: often enough for people; reading costs the run nothing
+
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
@@ -41,6 +43,3 @@ def watch(out: Path) -> None:
     totals = RunTotals.read(out)
     show(f"{pluralize(totals.total, 'job')} in {out}; no process is working on it", *totals.lines())
     sys.exit(OK if totals.all_succeeded else SOME_FAILED)
-
-
-WATCH_INTERVAL_S = 1.0  # chosen: often enough for people; reading costs the run nothing

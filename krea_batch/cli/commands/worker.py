@@ -45,9 +45,7 @@ def worker(out: Path, drain: float, **options: Any) -> None:
         require_run(out)
     settings, key = settings_and_key(options)
     bind_database(settings, batch_exists=True)
-    configure_logging(
-        verbose=options["verbose"], log_file=options["log_file"], log_format=options["log_format"], out=out
-    )
+    configure_logging(options)
     while True:
         code, problem = run_recorded_jobs(settings, key, options, drain_s=drain)
         if not isinstance(problem, FencedError):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from krea_batch.cli.ui.formatting import printable, printable_json, say
 from krea_batch.cli.ui.optional_deps import install_command
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 _LOG_LINE = re.compile(rb'(\{"time":")?\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z')
 
 
-def configure_logging(*, verbose: int, log_file: Path | None, log_format: str, out: Path) -> None:
-    """Log to `log_file` if there is one, else to standard error if `verbose` is set.
+def configure_logging(options: Mapping[str, Any]) -> None:
+    """Log to --log-file if there is one, else to standard error if --verbose is set.
 
-    `out` is the run directory, whose own files cannot be logged to. Errors and pauses are logged; with `verbose`
-    above 1 also each change of a job's state. Raises SettingsError.
+    The files of the run in `out` cannot be logged to. Errors and pauses are logged; with -vv also each change of a
+    job's state. Raises SettingsError.
     """
+    log_file, verbose = options["log_file"], options["verbose"]
     if not (verbose or log_file):
         return
     from krea_batch.observability import JsonFormatter, LogfmtFormatter
 
-    handler = _file_handler(log_file, out) if log_file else logging.StreamHandler()
-    as_json = log_format == "json"
+    handler = _file_handler(log_file, options["out"]) if log_file else logging.StreamHandler()
     handler.setFormatter(
         _EscapingFormatter(JsonFormatter(), printable_json)
-        if as_json
+        if options["log_format"] == "json"
         else _EscapingFormatter(LogfmtFormatter(), _printable_lines)
     )
     logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose > 1 else logging.INFO)
