@@ -83,11 +83,6 @@ class Input:
         self.on_read: Callable[[str], None] = lambda directory: None  # called when reading its rows starts
         self._keys_found = False  # whether all keys that options name were found
 
-    @property
-    def supports_checkpoints(self) -> bool:
-        """Whether equal bytes at the start of the file prove to a later run that its rows are unchanged."""
-        return self.format in (Format.JSONL, Format.TEXT) and not self._is_own_file
-
     @cached_property
     def _is_own_file(self) -> bool:
         """Whether krea-batch has written the file."""
