@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import click
-from click.shell_completion import get_completion_class
 
 from krea_batch.cli.app import COMMANDS, app
-from krea_batch.cli.commands.completion import SHELLS
+from krea_batch.cli.commands.completion import SHELLS, completion_script
 
 COMPLETION_PATHS = {
     "bash": "share/bash-completion/completions/krea-batch",
@@ -33,14 +32,6 @@ def shell_files(version: str) -> dict[str, str]:
         context = click.Context(command, info_name=name, parent=root)
         files[f"share/man/man1/krea-batch-{name}.1"] = manual_page(context, version)
     return files | {COMPLETION_PATHS[shell]: completion_script(shell) for shell in SHELLS}
-
-
-def completion_script(shell: str) -> str:
-    """Return the script that makes a shell complete the arguments of `krea-batch`."""
-    completion_class = get_completion_class(shell)
-    if completion_class is None:
-        raise LookupError(shell)
-    return completion_class(app, {}, "krea-batch", "_KREA_BATCH_COMPLETE").source()
 
 
 def manual_page(context: click.Context, version: str) -> str:
