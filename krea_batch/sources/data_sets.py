@@ -15,12 +15,12 @@ from pathlib import Path
 from krea_batch.errors import InputError
 from krea_batch.sources.folder_texts import is_job_file
 from krea_batch.sources.options import COMPRESSED_SUFFIXES, FORMAT_BY_SUFFIX
+from krea_batch.storage.run_dir import RESULTS
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.IGNORECASE)
 _HUB_DATASET = re.compile(r"(?:huggingface\.co/)?datasets/([^/?#@]+/[^/?#@]+)")
 _SPLIT = re.compile(r"(.+?)-\d+-of-\d+(?:-[0-9a-f]+)?\.parquet")
-METADATA_FILE = "metadata.jsonl"  # Hugging Face datasets, "Create an image dataset"
-RESULTS_FILE = "results.jsonl"
+METADATA_FILE = "metadata.jsonl"  # Hugging Face datasets, "Create an image dataset": its name, and `file_name` first
 _JOB_FILE_SUFFIXES = (*FORMAT_BY_SUFFIX, ".json", *COMPRESSED_SUFFIXES)
 _FOLDER_SUFFIXES = (".parquet", ".txt")
 
@@ -66,8 +66,8 @@ def unreadable_folder(folder: Path, left_out: str) -> InputError:
 
     `left_out` says which of its files are not job files.
     """
-    if (folder / RESULTS_FILE).is_file():
-        hint = f"name {folder / RESULTS_FILE} to use its jobs again"
+    if (folder / RESULTS).is_file():
+        hint = f"name {folder / RESULTS} to use its jobs again"
         return InputError(f"{folder}: a run directory, not job files", hint)
     problem = f"{folder}: a directory without text (.txt) or Parquet files{left_out}"
     candidates = list(_candidates(folder))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from krea_batch.storage.png import ImageError, PngValidator
+from krea_batch.storage.png import SIGNATURE, ImageError, PngValidator
 
 PNG = "image/png"  # API document, Response Completed: media_type
 EXTENSIONS: Mapping[str, str] = {
@@ -33,7 +33,7 @@ def detect_media_type(head: bytes) -> str | None:
 
     Sources: PNG specification, 5.2; JPEG (ITU T.81, B.1.1.3); WebP (RFC 9649, 2.4); GIF89a, 17; AVIF 1.1, 2.1.
     """
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+    if head.startswith(SIGNATURE):
         return PNG
     if head.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-METADATA_FILE = "metadata.jsonl"  # Hugging Face datasets, "Create an image dataset": its name, and `file_name` first
+from krea_batch.sources.data_sets import METADATA_FILE
+
 COLUMNS = (
     "id",
     "prompt",

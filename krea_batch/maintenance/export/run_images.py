@@ -16,12 +16,11 @@ import msgspec
 from krea_batch.errors import InputError
 from krea_batch.jobs import Outcome, State, StoredFile
 from krea_batch.ledger import read_outcomes, snapshot_ledger
+from krea_batch.sources.values import LIST_FIELDS
 from krea_batch.storage.ratings import read_ratings
 from krea_batch.storage.run_dir import IMAGES, RATINGS, require_run
 
 EXPORT_PAGE_ROWS = 500  # chosen: ledger rows per query, which limits the memory used
-
-_LIST_FIELDS = ("image_style_references", "styles", "moodboards")
 
 
 class ExportedImage(msgspec.Struct, frozen=True):
@@ -62,7 +61,7 @@ class ExportedImage(msgspec.Struct, frozen=True):
             "aspect_ratio": request.get("aspect_ratio"),
             "creativity": request.get("creativity"),
             "seed": request.get("seed"),
-            **{name: _json_text(request.get(name, [])) for name in _LIST_FIELDS},
+            **{name: _json_text(request.get(name, [])) for name in LIST_FIELDS},
             "request_id": outcome.request_id,
             "width": self.file.width,
             "height": self.file.height,

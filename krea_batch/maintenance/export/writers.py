@@ -22,8 +22,9 @@ import msgspec
 from krea_batch.errors import InputError
 from krea_batch.maintenance.export.image_paths import ImagePaths
 from krea_batch.maintenance.export.png_metadata import embed_texts, texts_for
-from krea_batch.maintenance.export.recognition import COLUMNS, CSV_HEADER, METADATA_FILE, is_export
+from krea_batch.maintenance.export.recognition import COLUMNS, CSV_HEADER, is_export
 from krea_batch.maintenance.export.run_images import ExportedImage, RunImages
+from krea_batch.sources.data_sets import METADATA_FILE
 from krea_batch.storage.outputs import check_output, path_text, replacing_output
 
 ROW_GROUP_BYTES = 64 << 20  # chosen: image bytes held in memory, here and by readers of the file

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from krea_batch.errors import InputError, JobError
-from krea_batch.sources.formats.encoding import EncodingError, decode_utf_8
+from krea_batch.sources.formats.encoding import EncodingError, OnNotice, decode_utf_8
 from krea_batch.sources.formats.line_file import LineFile
 from krea_batch.sources.json_errors import parse_document, quoted
 from krea_batch.sources.key_paths import steps_to, value_at, wrapper_path
@@ -20,7 +20,6 @@ from krea_batch.sources.options import InputOptions
 MAX_DOCUMENT_BYTES = 1 << 28  # chosen: about two million prompts; parsed, they take ten times the memory
 _EXPECTED_SHAPES = 'write [{"prompt": "…"}, …], ["a prompt", …] or {"an id": "a prompt", …}'
 
-OnNotice = Callable[[str], None]
 Rows = Iterator[tuple[int, str, dict[str, Any] | JobError]]
 
 

@@ -13,8 +13,9 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from krea_batch.errors import InputError
+from krea_batch.sources.formats.encoding import OnNotice
 from krea_batch.sources.formats.line_file import LineFile
-from krea_batch.sources.formats.tables import PROMPT_COLUMNS, Columns, OnNotice, Rows
+from krea_batch.sources.formats.tables import PROMPT_COLUMNS, Columns, Rows
 from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.options import InputOptions
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -19,6 +19,7 @@ from krea_batch.jobs import FIELDS
 from krea_batch.sources import own_files
 from krea_batch.sources.field_errors import closest_match
 from krea_batch.sources.formats.cells import Cells, csv_cells, tsv_cells
+from krea_batch.sources.formats.encoding import OnNotice
 from krea_batch.sources.formats.line_file import LineFile
 from krea_batch.sources.json_errors import quoted
 from krea_batch.sources.key_paths import steps_to, value_at, without
@@ -26,7 +27,6 @@ from krea_batch.sources.options import Format, InputOptions
 from krea_batch.sources.template import Template
 from krea_batch.sources.values import INVISIBLE, convert_fields
 
-OnNotice = Callable[[str], None]
 Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 
 PROMPT_COLUMNS = ("prompt", "prompts", "text", "caption", "captions", "description")

@@ -9,9 +9,8 @@ from typing import Any
 from krea_batch.errors import InputError, JobError
 from krea_batch.sources.formats.encoding import BYTE_ORDER_MARK, LINE_ENDS_HINT, EncodingError, decode_utf_8
 from krea_batch.sources.formats.line_file import MAX_LINE_BYTES, FilePosition, LineFile, OnBlock
+from krea_batch.sources.formats.tables import Rows
 from krea_batch.sources.options import InputOptions
-
-Rows = Iterator[tuple[int, dict[str, Any] | JobError]]
 
 
 def lines(file: LineFile, options: InputOptions, on_block: OnBlock | None, after: FilePosition) -> Rows:
