@@ -22,10 +22,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 
 from krea_batch.engine.engine import Engine
-from krea_batch.engine.event_loop import backend_options
+from krea_batch.engine.event_loop import loop_in_thread
 from krea_batch.errors import (
     FencedError,
     InputError,
@@ -196,7 +196,7 @@ class RowGenerator:
     def _open_portal(self) -> BlockingPortal:
         with self._thread_lock:
             if self._portal is None:
-                self._portal = self._stack.enter_context(start_blocking_portal("asyncio", backend_options()))
+                self._portal = self._stack.enter_context(loop_in_thread())
             return self._portal
 
     async def _results(self, rows: list[dict[str, Any]]) -> list[RowResult]:

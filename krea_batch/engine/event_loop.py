@@ -1,4 +1,4 @@
-"""Run an async function on the fastest event loop that is installed."""
+"""Runs async functions on the fastest event loop that is installed, in this thread or another one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import asyncio
 import gc
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -22,6 +26,13 @@ def run_event_loop(main: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts) -> T:
 
     tune_gc()
     return anyio.run(main, *args, backend_options=backend_options())
+
+
+def loop_in_thread() -> AbstractContextManager[BlockingPortal]:
+    """Return a context manager with an event loop in a thread of its own, uvloop's if it is installed."""
+    from anyio.from_thread import start_blocking_portal
+
+    return start_blocking_portal("asyncio", backend_options())
 
 
 def backend_options() -> dict[str, Any]:

@@ -15,10 +15,10 @@ from concurrent.futures import Future, wait
 from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 
 from krea_batch.engine.engine import Engine
-from krea_batch.engine.event_loop import backend_options
+from krea_batch.engine.event_loop import loop_in_thread
 from krea_batch.errors import InputError, JobError
 from krea_batch.gateway import wire
 from krea_batch.jobs import Job, Outcome, validate_job
@@ -63,7 +63,7 @@ def run(jobs: Jobs, *args: object, **settings: object) -> list[Outcome]:
     """
     checked = list_jobs(jobs)
     engine = Engine(*args, **settings)  # type: ignore[arg-type]  # checked by _with_parameters_of
-    with start_blocking_portal("asyncio", backend_options()) as portal:
+    with loop_in_thread() as portal:
         return _wait(portal, engine, portal.start_task_soon(_outcomes, engine, checked))
 
 

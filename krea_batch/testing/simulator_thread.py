@@ -18,9 +18,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any, Self
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 
-from krea_batch.engine.event_loop import backend_options
+from krea_batch.engine.event_loop import loop_in_thread
 from krea_batch.testing.simulator import Simulator, SimulatorSettings
 
 __all__ = ["SimulatorThread"]
@@ -37,7 +37,7 @@ class SimulatorThread:
         self._simulator = Simulator(settings)
         self._portal: BlockingPortal | None
         with ExitStack() as stack:
-            self._portal = stack.enter_context(start_blocking_portal(backend_options=backend_options()))
+            self._portal = stack.enter_context(loop_in_thread())
             stack.enter_context(self._portal.wrap_async_context_manager(self._simulator))
             self._stack = stack.pop_all()
         self.gateway_url = self._simulator.gateway_url
