@@ -22,7 +22,14 @@ from krea_batch.errors import SettingsError
 from krea_batch.settings import is_loopback
 from krea_batch.storage.image_types import MEDIA_TYPES
 from krea_batch.storage.sinks import SinkPermanentError
-from krea_batch.storage.sinks.object_store import MISSING_ERRORS, is_list_denied, open_store, store_error, url_of
+from krea_batch.storage.sinks.object_store import (
+    MISSING_ERRORS,
+    is_list_denied,
+    key_prefix,
+    open_store,
+    store_error,
+    url_of,
+)
 
 MAX_UPLOADS = 8  # chosen: 256 MB of the largest images
 STORE_RETRIES = 5  # chosen: an upload that fails stops the run, so that it waits through a short outage
@@ -42,7 +49,7 @@ class ReferenceStore:
             problem = f"a {type(store).__name__} cannot sign URLs, from which the gateway fetches the images"
             raise SettingsError(SETTING, problem, "use s3://bucket/folder, gs://… or az://…")
         self._store = store
-        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._prefix = key_prefix(prefix)
         self.url = (url or f"{url_of(store)}/{self._prefix}").rstrip("/")
         self._uploads = asyncio.Semaphore(MAX_UPLOADS)
 

@@ -57,7 +57,7 @@ class ObjectStoreSink:
 
     def __init__(self, store: ObjectStore, prefix: str = "", *, url: str = "") -> None:
         self._store = store
-        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._prefix = key_prefix(prefix)
         self.url = (url or url_of(store)).rstrip("/")
         self._large = asyncio.Semaphore(MAX_LARGE_UPLOADS)
 
@@ -145,6 +145,12 @@ class ObjectStoreSink:
         async for chunk in (await obstore.get_async(self._store, key)).stream():
             digest.update(chunk)
         return digest.hexdigest()
+
+
+def key_prefix(folder: str) -> str:
+    """Return what the keys of all objects in a folder begin with; empty for none."""
+    name = folder.strip("/")
+    return f"{name}/" if name else ""
 
 
 def open_store(url: str, parameter: str, *, max_retries: int) -> ObjectStore:
