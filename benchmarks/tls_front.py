@@ -12,18 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-CERTIFICATE_COMMAND = (
-    "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-    "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
-)  # fmt: skip
+from tests.certificates import make_certificate
 
 
 @contextmanager
 def tls_front(port: int) -> Iterator[str]:
     """Give the URL of a TLS port in front of `port`. Processes that start meanwhile trust its certificate."""
     with tempfile.TemporaryDirectory() as folder:
-        pem = Path(folder) / "localhost.pem"
-        subprocess.run([*CERTIFICATE_COMMAND, "-keyout", pem, "-out", pem], check=True, capture_output=True)
+        pem = make_certificate(Path(folder) / "localhost.pem")
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.tls_front", str(port), pem], stdout=subprocess.PIPE, text=True
         )

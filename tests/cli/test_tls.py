@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +12,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.certificates import make_certificate
 from tests.processes import StartSimulator, result_rows, run_command, write_jobs
-
-CERTIFICATE_COMMAND = (
-    "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-    "-addext", "subjectAltName=DNS:localhost",
-)  # fmt: skip
 
 
 @pytest.fixture
 def pem(tmp_path: Path) -> Path:
     """Return a file with a self-signed certificate for localhost and its key."""
-    path = tmp_path / "localhost.pem"
-    subprocess.run([*CERTIFICATE_COMMAND, "-keyout", path, "-out", path], check=True, capture_output=True)
-    return path
+    return make_certificate(tmp_path / "localhost.pem")
 
 
 @contextmanager
