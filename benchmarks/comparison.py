@@ -14,7 +14,6 @@ import argparse
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from benchmarks.report import report_goal
 from krea_batch.benchmark.comparison import ENGINES, KILLS, ComparisonRow
 from krea_batch.benchmark.output import COMPARISON_TITLES, comparison_cells
 from krea_batch.benchmark.plots import COMPARISON_PLOT
+from tests.processes import COMMAND
 
 PLOT = Path(__file__).with_name(COMPARISON_PLOT)
 
@@ -32,7 +32,7 @@ def measure(jobs: int | None, plot: Path) -> list[ComparisonRow]:
     """Run the command, keep its plot, and return its rows."""
     options = ["--jobs", str(jobs)] if jobs else []
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "krea_batch", "bench", "--compare", "--json", "--out", out, *options]
+        command = [*COMMAND, "bench", "--compare", "--json", "--out", out, *options]
         printed = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
         shutil.copyfile(Path(out) / COMPARISON_PLOT, plot)
     return msgspec.convert(json.loads(printed)["results"], list[ComparisonRow])

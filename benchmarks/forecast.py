@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.report import report_goal
-from tests.processes import SimulatorProcess, clean_environment, write_jobs
+from tests.processes import SimulatorProcess, run_command, write_jobs
 
 MAX_ERROR = 0.10
 
@@ -45,18 +44,12 @@ FORECAST_CASES = {
 }
 
 
-def run_command(*arguments: str, cwd: Path) -> dict[str, Any]:
-    process = subprocess.run(
-        [sys.executable, "-m", "krea_batch", *arguments],
-        cwd=cwd,
-        env=clean_environment(PIXAZO_API_KEY="none"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if process.returncode:
-        raise SystemExit(process.stderr)
-    output: dict[str, Any] = json.loads(process.stdout)
+def json_output(*arguments: str, cwd: Path) -> dict[str, Any]:
+    """Run the command, and return what it prints."""
+    done = run_command(*arguments, cwd=cwd)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    output: dict[str, Any] = json.loads(done.stdout)
     return output
 
 
@@ -68,13 +61,10 @@ def measure(case: ForecastCase) -> tuple[dict[str, Any], float]:
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         write_jobs(folder / "jobs.jsonl", case.jobs)
-        plan = run_command("plan", "jobs.jsonl", "--json", latency, *case.options, *gateway_limit, cwd=folder)
-        simulator = SimulatorProcess("--tiny", latency, *limits)
-        gateway = f"--gateway={simulator.gateway_url}"
-        try:
-            run = run_command("run", "jobs.jsonl", "--out=out", "--json", gateway, *case.options, cwd=folder)
-        finally:
-            simulator.close()
+        plan = json_output("plan", "jobs.jsonl", "--json", latency, *case.options, *gateway_limit, cwd=folder)
+        with closing(SimulatorProcess("--tiny", latency, *limits)) as simulator:
+            gateway = f"--gateway={simulator.gateway_url}"
+            run = json_output("run", "jobs.jsonl", "--out=out", "--json", gateway, *case.options, cwd=folder)
     return plan, run["seconds"]
 
 

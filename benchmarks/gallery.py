@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -37,8 +36,8 @@ from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.rules.verdicts import Finished
 from krea_batch.storage.run_dir import THUMBNAILS
 from krea_batch.testing import Simulator, SimulatorSettings
+from tests.processes import COMMAND
 
-KREA_BATCH_COMMAND = [sys.executable, "-m", "krea_batch"]
 DRAWN_IMAGES = 40
 MAX_REPORT_S, MAX_SECOND_REPORT_S, MAX_REPORT_MB = 60.0, 10.0, 300.0
 MAX_USABLE_S, MAX_SECOND_VIEW_S = 2.0, 3.0
@@ -95,7 +94,7 @@ def copy_jobs(out: Path, count: int) -> None:
 def make_report(out: Path) -> ReportCost:
     """Write the report in a process of its own, and measure its time and memory."""
     started_s = time.perf_counter()
-    process = subprocess.Popen([*KREA_BATCH_COMMAND, "report", str(out), "--quiet"])
+    process = subprocess.Popen([*COMMAND, "report", str(out), "--quiet"])
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0
     seconds = time.perf_counter() - started_s
@@ -106,7 +105,7 @@ def make_report(out: Path) -> ReportCost:
 def live_page(out: Path) -> Iterator[str]:
     """Serve the live page of a run, and give its address."""
     process = subprocess.Popen(
-        [*KREA_BATCH_COMMAND, "view", str(out), "--port", "0", "--no-open"], stdout=subprocess.PIPE, text=True
+        [*COMMAND, "view", str(out), "--port", "0", "--no-open"], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     try:

@@ -30,7 +30,7 @@ import aiohttp
 import orjson
 
 from benchmarks.report import report_goal
-from benchmarks.throughput import LimitCase, run_simulator
+from benchmarks.throughput import LimitCase, simulator_of
 from benchmarks.tls_front import tls_front
 from krea_batch import Engine, Job
 from krea_batch.engine.event_loop import run_event_loop
@@ -133,8 +133,8 @@ def main() -> None:
             ("of 20 KB", "20000", False),
             ("of 20 KB, TLS", "20000", True),
         ):
-            with run_simulator(OVERHEAD_CASE, "--image-bytes", size) as urls, ExitStack() as stack:
-                gateway = urls["gateway_url"]
+            with simulator_of(OVERHEAD_CASE, "--image-bytes", size) as simulator, ExitStack() as stack:
+                gateway = simulator.gateway_url
                 if with_tls:
                     gateway = stack.enter_context(tls_front(urlsplit(gateway).port or 0))
                 rounds = [measure(gateway, options.jobs, folder) for _ in range(options.repeat)]

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import msgspec
 
 from benchmarks.report import report_goal
-from benchmarks.throughput import COMMAND, LimitCase, fetch_posts, run_simulator
+from benchmarks.throughput import LimitCase, simulator_of
 from krea_batch import Job
 from krea_batch.gateway import wire
 from krea_batch.ledger.sqlite import SqliteLedger
@@ -34,6 +34,7 @@ from krea_batch.settings import Settings
 from krea_batch.sources import JobFiles
 from krea_batch.storage.results_file import encode_row
 from krea_batch.storage.results_rows import mark_results
+from tests.processes import COMMAND
 
 NEW_JOBS = 100
 ENDED_AT = 1_700_000_000.0
@@ -119,13 +120,14 @@ def _succeeded_row(job: Job) -> tuple[object, ...]:
 
 
 def measure(jobs_file: Path, count: int, folder: Path, *, in_order: bool) -> ResumeTimes:
-    with run_simulator(RESUME_CASE) as urls:
+    with simulator_of(RESUME_CASE) as simulator:
+        gateway = simulator.gateway_url
         out = folder / "out"
         shutil.rmtree(out, ignore_errors=True)
-        origin = Settings.from_options(out, gateway=urls["gateway_url"]).origin
+        origin = Settings.from_options(out, gateway=gateway).origin
         create_run(jobs_file, out, origin, count, in_order=in_order)
-        options = ["--out", str(out), "--gateway", urls["gateway_url"], "--rate", RESUME_CASE.rate, "--quiet"]
-        submit_probe(urls["gateway_url"])
+        options = ["--out", str(out), "--gateway", gateway, "--rate", RESUME_CASE.rate, "--quiet"]
+        submit_probe(gateway)
         started_s = time.monotonic()
         process = subprocess.Popen(
             [*COMMAND, "run", str(jobs_file), *options, "--poll-interval", "0.5"],
@@ -133,7 +135,7 @@ def measure(jobs_file: Path, count: int, folder: Path, *, in_order: bool) -> Res
         )
         _, status, usage = os.wait4(process.pid, 0)
         all_s = time.monotonic() - started_s
-        probe, *posts = fetch_posts(urls)
+        probe, *posts = simulator.admin_request("/ledger")["posts"]
     assert os.waitstatus_to_exitcode(status) == 0
     assert sum(post["charged"] for post in posts) == NEW_JOBS, len(posts)
     return ResumeTimes(posts[0]["at_s"] - probe["at_s"], all_s, usage.ru_maxrss / 1024)

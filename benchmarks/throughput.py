@@ -17,19 +17,16 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.report import report_goal
+from tests.processes import COMMAND, SimulatorProcess
 from tests.window_stats import max_in_window
-
-COMMAND = [sys.executable, "-m", "krea_batch"]
 
 
 class LimitCase(NamedTuple):
@@ -83,41 +80,16 @@ class ThroughputResult(NamedTuple):
     cpu_ms: float
 
 
-@contextmanager
-def run_simulator(case: LimitCase, *extra_options: str) -> Iterator[dict[str, str]]:
-    """Run a simulator with the limit of the case, and give its addresses."""
-    options = [
-        "--rate-limit",
-        case.limit,
-        "--retry-after",
-        case.retry_after,
-        "--tiny",
-        "--latency",
-        case.latency,
-        *extra_options,
-    ]
-    process = subprocess.Popen(
-        [*COMMAND, "simulate", "--port", "0", "--json", *options], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        yield json.loads(process.stdout.readline())
-    finally:
-        process.terminate()
-        process.communicate()
-
-
-def fetch_posts(urls: dict[str, str]) -> list[dict[str, Any]]:
-    """Return the POSTs that a simulator has received."""
-    with urllib.request.urlopen(urls["admin_url"] + "/ledger") as response:  # noqa: S310 - loopback
-        posts: list[dict[str, Any]] = json.load(response)["posts"]
-    return posts
+def simulator_of(case: LimitCase, *extra_options: str) -> closing[SimulatorProcess]:
+    """Start a simulator with the limit of the case, which stops at the end of the block."""
+    limits = ("--limit", case.limit, "--retry-after", case.retry_after)
+    return closing(SimulatorProcess(*limits, "--tiny", "--latency", case.latency, *extra_options))
 
 
 def measure(case: LimitCase, jobs: int, parent_dir: str) -> ThroughputResult:
     """Run a case in a new directory, which is kept until the end (see benchmarks.overhead)."""
     folder = tempfile.mkdtemp(dir=parent_dir)
-    with run_simulator(case) as urls:
+    with simulator_of(case) as simulator:
         lines = (json.dumps({"prompt": f"image {n}"}) + "\n" for n in range(jobs))
         (Path(folder) / "jobs.jsonl").write_text("".join(lines))
         limits = ["--rate", case.rate, "--poll-interval", case.poll_interval, "--max-in-flight", "5000"]
@@ -125,12 +97,12 @@ def measure(case: LimitCase, jobs: int, parent_dir: str) -> ThroughputResult:
         if case.ledger:
             limits += ["--ledger", case.ledger, "--batch", Path(folder).name.lower()]
         output = ["--no-thumbnails", "--quiet", "--out"]  # thumbnails would take the processor of the simulator
-        command = [*COMMAND, "run", "jobs.jsonl", "--gateway", urls["gateway_url"], *limits, *output]
+        command = [*COMMAND, "run", "jobs.jsonl", "--gateway", simulator.gateway_url, *limits, *output]
         environment = os.environ | {"PIXAZO_API_KEY": "benchmark"}
         outs = [f"out-{number}" if case.ledger else "out" for number in range(max(1, case.workers))]
         processes = [subprocess.Popen([*command, out], cwd=folder, env=environment) for out in outs]
         ends = [os.wait4(process.pid, 0)[1:] for process in processes]
-        posts = fetch_posts(urls)
+        posts = simulator.admin_request("/ledger")["posts"]
     assert all(os.waitstatus_to_exitcode(status) == 0 for status, _ in ends)
     accepted_s = [post["at_s"] for post in posts if post["charged"]]
     per_s = (len(accepted_s) - max(1, case.burst)) / (accepted_s[-1] - accepted_s[0])
