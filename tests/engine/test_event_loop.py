@@ -28,6 +28,8 @@ def test_a_numeric_address_is_resolved_without_a_thread() -> None:
 
 
 def test_a_name_is_resolved() -> None:
+    """Names of hosts are resolved as by other loops."""
+
     async def main() -> None:
         addresses = await asyncio.get_running_loop().getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)
         assert {"127.0.0.1", "::1"} & {address[0] for *_, address in addresses}

@@ -171,6 +171,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_whether_a_run_directory_has_images(tmp_path: Path) -> None:
+    """Only a run directory with something in images/ has images."""
     assert not has_images(tmp_path)
     (tmp_path / IMAGES).mkdir()
     assert not has_images(tmp_path)
@@ -179,5 +180,6 @@ def test_whether_a_run_directory_has_images(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_may_have_images(tmp_path: Path) -> None:
+    """If images/ cannot be listed, it counts as having images, so that none of them is paid for again."""
     (tmp_path / IMAGES).touch()
     assert has_images(tmp_path)
