@@ -11,8 +11,9 @@ from typing import get_args
 
 import click
 
-from krea_batch.cli.app import COMMANDS, app, option_of
+from krea_batch.cli.app import COMMANDS, app
 from krea_batch.cli.options.run_options import DEFAULTS, TYPES
+from krea_batch.cli.ui.error_messages import option_of
 from krea_batch.cli.ui.explanations import topic_of
 from krea_batch.jobs import STATES
 from krea_batch.rules.lifecycle import ACTIONS, PATHS

@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from docs.explanations import explanations_json
-from krea_batch.cli.app import BAD_INPUT, OK, STOPPED, app, error_text
+from krea_batch.cli.app import BAD_INPUT, OK, STOPPED, app
 from krea_batch.cli.ui import explanations
+from krea_batch.cli.ui.error_messages import error_text
 from krea_batch.cli.ui.explanations import (
     EXPLANATIONS_FILE,
     MAX_NAMED,

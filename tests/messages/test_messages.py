@@ -17,9 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from krea_batch import errors
-from krea_batch.cli.app import app, error_text
+from krea_batch.cli.app import app
 from krea_batch.cli.commands.validate import validate
 from krea_batch.cli.options.selection_options import open_job_files
+from krea_batch.cli.ui.error_messages import error_text
 from krea_batch.errors import InputError
 from tests.messages.all_cases import CASES
 from tests.messages.message_case import ANY, Content, MessageCase

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from krea_batch.cli.app import BAD_INPUT, OK, say_error
+from krea_batch.cli.app import BAD_INPUT, OK
 from krea_batch.cli.options.headings import GroupedCommand
 from krea_batch.cli.options.input_options import add_input_options, expansion_notices
 from krea_batch.cli.options.selection_options import open_job_files
 from krea_batch.cli.ui.check_progress import CheckProgress
+from krea_batch.cli.ui.error_messages import say_error
 from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
 
 if TYPE_CHECKING:

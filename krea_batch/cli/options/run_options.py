@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import click
 
-from krea_batch.cli.app import option_of
+from krea_batch.cli.ui.error_messages import option_of
 from krea_batch.settings import KEY_VARIABLE, OPTIONS, Option, Rate, Settings, parse_duration_s
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

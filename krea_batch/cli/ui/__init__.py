@@ -15,6 +15,7 @@ comparison_view  a comparison with scripts, to its table and plot
 bench_status     the display of both, and Ctrl-C
 diagnostics      the checks of `krea-batch doctor`
 formatting       numbers, durations and sizes in words
+error_messages   errors with options instead of parameters
 optional_deps    errors that name the extra to install
 explanations     what `krea-batch explain` prints, and which errors it explains
 """

@@ -22,8 +22,8 @@ from typing import Literal
 
 import msgspec
 
-from krea_batch.cli.app import error_text, option_of
 from krea_batch.cli.options.run_settings import find_key
+from krea_batch.cli.ui.error_messages import error_text, option_of
 from krea_batch.cli.ui.formatting import format_bytes, pluralize
 from krea_batch.engine.open_run import MAX_KNOWN_IMAGES
 from krea_batch.errors import InputError, LedgerError, RunDirError, SettingsError

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from krea_batch.cli.app import reason_text
+from krea_batch.cli.ui.error_messages import reason_text
 from krea_batch.cli.ui.formatting import printable, say
 from krea_batch.events import Event, ImageStored, RunClosed, RunStopping, SubmitsPaused
 

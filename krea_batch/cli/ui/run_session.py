@@ -10,10 +10,11 @@ from typing import Any
 import anyio
 import msgspec
 
-from krea_batch.cli.app import INTERRUPTED, OK, SOME_FAILED, STOPPED, say_error
+from krea_batch.cli.app import INTERRUPTED, OK, SOME_FAILED, STOPPED
 from krea_batch.cli.options.logging_options import serve_metrics
 from krea_batch.cli.options.run_settings import SIMULATED_KEY
 from krea_batch.cli.ui.embedded_simulator import start_simulator
+from krea_batch.cli.ui.error_messages import say_error
 from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
 from krea_batch.cli.ui.progress import INTERRUPT_REASON, EventAnnouncer, make_display, refresh_until_cancelled
 from krea_batch.cli.ui.run_status import EndedJobs, EngineStatusReader, RecentErrors, SharedStatusReader

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from krea_batch.cli.app import error_text
+from krea_batch.cli.ui.error_messages import error_text
 from krea_batch.cli.ui.explanations import further_reading
 from krea_batch.cli.ui.formatting import format_bytes, format_duration, pluralize, printable
 from krea_batch.errors import KreaBatchError
