@@ -90,7 +90,8 @@ class GalleryApp:
     def __init__(self, run: ShownRun, other: ShownRun | None = None) -> None:
         self._run = run
         self._other = other  # the run with which this one is compared
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._submission: asyncio.Task[None] | None = None  # the latest command that submits: there is one at a time
+        self._is_exporting = False
         self._exported: tuple[str, Path] | None = None  # the name of its URL, and the file
         self.closing = False
 
@@ -205,7 +206,7 @@ class GalleryApp:
         run = self._run
         ids = await self._read_body(request, list[str])
         self._require_jobs(ids)
-        if run.submitting or not ids:
+        if self._is_submitting or not ids:
             raise web.HTTPConflict
         return self._start(run.retry(ids))
 
@@ -226,32 +227,33 @@ class GalleryApp:
     async def submit(self, request: web.Request) -> web.Response:
         """Submit the jobs of the last plan. 410: it was submitted, or replaced."""
         body = await self._read_body(request, SubmitBody)
-        if self._run.submitting:
+        if self._is_submitting:
             raise web.HTTPConflict
         plan = self._run.take_plan(body.plan)
         if plan is None:
             raise web.HTTPGone
         return self._start(self._run.submit(plan))
 
+    @property
+    def _is_submitting(self) -> bool:
+        return self._submission is not None and not self._submission.done()
+
     def _start(self, command: Coroutine[Any, Any, None]) -> web.Response:
         """Start a command that submits."""
-        self._run.submitting = True  # here, not in the task, which starts later: two requests would start two
-        task = asyncio.create_task(command)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._submission = asyncio.create_task(command)
         return web.Response(status=202)
 
     async def export(self, request: web.Request) -> web.Response:
         """Export jobs into a file, and return the path of its URL. 422 has the last lines of a failed export."""
         body = await self._read_body(request, ExportBody)
         self._require_jobs(body.ids)
-        if self._run.exporting or not body.ids:
+        if self._is_exporting or not body.ids:
             raise web.HTTPConflict
-        self._run.exporting, self._exported = True, None
+        self._is_exporting, self._exported = True, None
         try:
             path, text = await self._run.commands.export(body.ids, body.format)
         finally:
-            self._run.exporting = False
+            self._is_exporting = False
         if path is None:
             return web.Response(status=422, text=text)
         name = secrets.token_urlsafe()

@@ -51,8 +51,6 @@ class ShownRun:
         self._observer = RunObserver(out)
         self.secret = secrets.token_urlsafe()
         self.token = secrets.token_urlsafe()
-        self.submitting = False
-        self.exporting = False
         self.commands = PageCommands(out, with_key=not self.simulated, run_variables=run_variables)
         self._plan: JobPlan | None = None
         self._latest_run: RunRecord | None = None
@@ -164,11 +162,11 @@ class ShownRun:
         return plan
 
     async def retry(self, ids: list[str]) -> None:
-        """Resubmit these jobs, and send the last lines to the pages. Set `submitting` before."""
+        """Resubmit these jobs, and send the last lines to the pages."""
         await self._broadcast_output(self.commands.retry(ids))
 
     async def submit(self, plan: JobPlan) -> None:
-        """Submit the jobs of a plan, and send the last lines to the pages. Set `submitting` before."""
+        """Submit the jobs of a plan, and send the last lines to the pages."""
         lines = b"".join(map(job_line, plan.jobs))
         await self._broadcast_output(self.commands.submit(lines, self._latest_run))
 
@@ -176,7 +174,6 @@ class ShownRun:
         try:
             ok, text = await command
         finally:
-            self.submitting = False
             self._reread_all = True
         self.broadcast("command_output", {"ok": ok, "text": text})
 
