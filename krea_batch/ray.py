@@ -48,6 +48,10 @@ if TYPE_CHECKING:
 RESULT_COLUMNS = ("status", "request_id", "paths", "error")
 BLOCK_ROWS = 20  # chosen: a block is as slow as its slowest job, and one actor must not take all rows of a small file
 ACTOR_CPUS = 0.25  # measured: an engine takes 2 ms of processor time per job, so this is for more than 100 jobs/s
+ID_HINT = (
+    "give each row an id of its own, such as a column of your data or a hash of the prompt; do not number the rows in"
+    " Ray, which may number them differently when it runs a task again"
+)
 
 
 def generate_images(
@@ -90,7 +94,7 @@ def generate_images(
         from ray.data import ActorPoolStrategy
     except ModuleNotFoundError:
         raise SettingsError("dataset", "Ray is not installed", "run: pip install 'krea-batch[ray]'") from None
-    concurrent_blocks = max(1, -(-options.checked.max_in_flight // BLOCK_ROWS))
+    concurrent_blocks = max(1, -(-options.engine_settings().max_in_flight // BLOCK_ROWS))
     return dataset.repartition(target_num_rows_per_block=BLOCK_ROWS, strict=True).map_batches(
         RowGenerator,
         fn_constructor_kwargs={"options": options},
@@ -135,12 +139,11 @@ class ActorOptions(NamedTuple):
             raise SettingsError("sink", "missing, although the ledger is in a database", hint)
         path = None if out is None else str(Path(out) if address else Path(out).absolute())
         options = cls(path, address, settings)
-        _ = options.checked
+        options.engine_settings()  # raises an error here, and not later on the nodes
         return options
 
-    @property
-    def checked(self) -> Settings:
-        """The settings of the engines. Raises SettingsError."""
+    def engine_settings(self) -> Settings:
+        """Return the settings of the engines. Raises SettingsError."""
         return Settings.from_options(self.run_dir, shared=True, **self.settings)
 
     @property
@@ -268,12 +271,6 @@ class RowResult(NamedTuple):
     request_id: str | None
     paths: list[str]
     error: str | None
-
-
-ID_HINT = (
-    "give each row an id of its own, such as a column of your data or a hash of the prompt; do not number the rows in"
-    " Ray, which may number them differently when it runs a task again"
-)
 
 
 def check_columns(columns: list[str], *, keep_extra: bool) -> None:
