@@ -15,19 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from krea_batch.cli.ui.run_status import (
-    ASCII_SPARKLINE_CHARS,
+from krea_batch.cli.ui.run_status import ASCII_SPARKLINE_CHARS, SPARKLINE_CHARS, RunStatus, sparkline
+from krea_batch.cli.ui.status_readers import (
     HISTORY_S,
     RATE_WINDOW_S,
-    SPARKLINE_CHARS,
     EndedJobs,
     EngineStatusReader,
     LedgerStatusReader,
     RateHistory,
     RecentErrors,
-    RunStatus,
     remaining_s,
-    sparkline,
 )
 from krea_batch.engine.engine import Engine
 from krea_batch.errors import RunStopped

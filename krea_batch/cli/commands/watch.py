@@ -23,7 +23,7 @@ def watch(out: Path) -> None:
 
     from krea_batch.cli.ui.formatting import pluralize, say, show
     from krea_batch.cli.ui.progress import make_display
-    from krea_batch.cli.ui.run_status import LedgerStatusReader
+    from krea_batch.cli.ui.status_readers import LedgerStatusReader
     from krea_batch.cli.ui.summary import RunTotals
     from krea_batch.storage.run_dir import require_run
 

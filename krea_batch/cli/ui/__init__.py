@@ -5,7 +5,8 @@ run_session      a run of the command line, from its first job to its summary
 run_gateway      opens the gateway of a run that is not in progress
 embedded_simulator  the simulator of `--simulate`
 progress         the live display
-run_status       the numbers of the display
+run_status       the numbers of the display, and how it shows them
+status_readers   read these numbers from the engine or a ledger
 summary          the summary at the end of a run
 check_progress   the progress of a check
 prompt_syntax_notices  notices about prompts with the syntax of other tools

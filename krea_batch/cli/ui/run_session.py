@@ -17,7 +17,7 @@ from krea_batch.cli.ui.embedded_simulator import start_simulator
 from krea_batch.cli.ui.error_messages import say_error
 from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
 from krea_batch.cli.ui.progress import INTERRUPT_REASON, EventAnnouncer, make_display, refresh_until_cancelled
-from krea_batch.cli.ui.run_status import EndedJobs, EngineStatusReader, RecentErrors, SharedStatusReader
+from krea_batch.cli.ui.status_readers import EndedJobs, EngineStatusReader, RecentErrors, SharedStatusReader
 from krea_batch.cli.ui.summary import RunSummary, RunTotals
 from krea_batch.engine.engine import Engine
 from krea_batch.engine.event_loop import run_event_loop
