@@ -77,9 +77,9 @@ def _draw_charts(data: ChartData) -> list[tuple[str, str]]:
     if len(data.accepted_s) + len(data.not_accepted_s) > 1:
         charts.append(("Submits per second", _throughput_chart(data)))
     if data.generation_s:
-        charts.append(("Generation time", _histogram_chart(data.generation_s, "seconds")))
+        charts.append(("Generation time", _histogram_chart(data.generation_s)))
     if data.lag_s:
-        charts.append(("Lag until detected", _histogram_chart(data.lag_s, "seconds")))
+        charts.append(("Lag until detected", _histogram_chart(data.lag_s)))
     if data.polls:
         charts.append(("Polls per job", _polls_chart(data.polls)))
     if data.statuses:
@@ -115,16 +115,16 @@ def _throughput_chart(data: ChartData) -> str:
     return _to_svg(figure)
 
 
-def _histogram_chart(values: Sequence[float], unit: str) -> str:
+def _histogram_chart(durations_s: Sequence[float]) -> str:
     figure, axes = _new_figure()
-    ordered = sorted(values)
+    ordered = sorted(durations_s)
     bins = max(MIN_BINS, min(MAX_BINS, round(len(ordered) ** 0.5 * 2)))
     axes.hist(ordered, bins=bins, color=BAR_COLOUR)
     median, p95 = (ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.95))
     axes.axvline(median, color=LIMIT_COLOUR, linewidth=1.5)
     axes.margins(y=0.2)
     _annotate(axes, f"median {median:.3g}, 95th percentile {p95:.3g}")
-    axes.set_xlabel(unit)
+    axes.set_xlabel("seconds")
     axes.set_ylabel("jobs")
     return _to_svg(figure)
 

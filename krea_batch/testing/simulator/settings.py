@@ -113,10 +113,7 @@ _PARSERS: dict[str, Callable[[Any], object]] = {
 _ValueRule = tuple[Callable[[Any], bool], str]
 
 
-def _at_least(minimum: float) -> _ValueRule:
-    return lambda value: math.isfinite(value) and value >= minimum, f"must be {minimum} or more"
-
-
+_NOT_NEGATIVE: _ValueRule = (lambda value: math.isfinite(value) and value >= 0, "must be 0 or more")
 _PORT: _ValueRule = (
     lambda value: 0 <= value <= 65535,
     "must be a port from 1 to 65535, or 0 for any free one",
@@ -125,16 +122,16 @@ _VALUE_RULES: dict[str, _ValueRule] = {
     "port": _PORT,
     "cdn_port": _PORT,
     "time_scale": (lambda value: math.isfinite(value) and value > 0, "must be greater than 0, for example 20"),
-    "workers": _at_least(0),
+    "workers": _NOT_NEGATIVE,
     "retry_after": (lambda value: value in RETRY_AFTER_FORMS, f"must be one of {', '.join(RETRY_AFTER_FORMS)}"),
-    "fault_max_attempts": _at_least(0),
-    "slow_duration_s": _at_least(0),
-    "hang_duration_s": _at_least(0),
+    "fault_max_attempts": _NOT_NEGATIVE,
+    "slow_duration_s": _NOT_NEGATIVE,
+    "hang_duration_s": _NOT_NEGATIVE,
     "balance": (lambda value: value is None or value >= 0, "must be 0 or more credits"),
     "outputs": (lambda value: 1 <= value <= 4, "must be 1 to 4"),
     "image_bytes": (
         lambda value: value == 0 or 4096 <= value <= 1 << 26,
         "must be 4096 to 67108864 (an image contains its prompt), or 0",
     ),
-    "revoke_after": _at_least(0),
+    "revoke_after": _NOT_NEGATIVE,
 }

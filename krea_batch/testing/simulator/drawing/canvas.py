@@ -71,13 +71,11 @@ def waves(width: int, base: float, height: float, rough: float, random: Random, 
     ]
 
 
-def disc(image: Image.Image, centre: tuple[float, float], radius: float, colour: Colour, glow: float = 1.0) -> None:
+def disc(image: Image.Image, centre: tuple[float, float], radius: float, colour: Colour) -> None:
     """Paint a sun or moon with its glow."""
     x, y = centre
     reach = int(radius * 5)
     halo = _halo().resize((reach * 2, reach * 2), Image.Resampling.BILINEAR)
-    if glow != 1.0:
-        halo = halo.point([min(255, int(value * glow)) for value in range(256)])
     image.paste(Image.new("RGB", halo.size, colour), (int(x) - reach, int(y) - reach), halo)
     box = int(radius * 8)
     mask = Image.new("L", (box, box))

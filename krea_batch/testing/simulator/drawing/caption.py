@@ -43,11 +43,11 @@ def add_caption(image: Image.Image, size: tuple[int, int], prompt: str, note: st
     return sheet
 
 
-def wrap_lines(text: str, font: Font, max_width: float, max_lines: int = MAX_LINES) -> list[str]:
-    """Return up to `max_lines` lines of at most `max_width` pixels, with an ellipsis if the text is longer."""
+def wrap_lines(text: str, font: Font, max_width: float) -> list[str]:
+    """Return up to MAX_LINES lines of at most `max_width` pixels, with an ellipsis if the text is longer."""
     lines: list[str] = []
     rest = text
-    while rest and len(lines) < max_lines:
+    while rest and len(lines) < MAX_LINES:
         line, rest = _first_line(rest, font, max_width)
         lines.append(line)
     if rest:
