@@ -78,6 +78,17 @@ def test_throughput() -> None:
 
 
 @pytest.mark.slow
+def test_workers() -> None:
+    """It prints a row for each number of processes on a run directory, and a goal for those that share it."""
+    head, _, row, goal = run_benchmark(
+        "workers", "--share", "0.01", "--repeat", "1", "--only", "fixed-window:200/s 2"
+    )
+    assert row.startswith("| 2, shared | fixed-window:200/s | 200/s | ")
+    assert row.count("|") == head.count("|")
+    assert goal.startswith("goal\t2 and 4 processes share 200/s\t≥ 0.97, no 429\t")
+
+
+@pytest.mark.slow
 def test_limiters(tmp_path: Path) -> None:
     """It prints a row for all limiters and one for each kind, draws a plot, and has two goals for each row."""
     plot = tmp_path / "limiters.svg"
