@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sqlite3
 import statistics
 import subprocess
 import tempfile
 import time
 import urllib.request
+from contextlib import closing
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -66,27 +68,10 @@ def write_jobs(path: Path, count: int) -> None:
 def create_run(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order: bool) -> None:
     """Make the run directory of a run that has stored the first `count` jobs of the file."""
     (out / "images").mkdir(parents=True)
+    with closing(SqliteLedger.open(out / "ledger.db")) as store:
+        run = store.transaction(lambda store: store.start_run(gateway, version("krea-batch"), ENDED_AT))
+    checkpoint = insert_jobs(jobs_file, out / "ledger.db", count)
     store = SqliteLedger.open(out / "ledger.db")
-    run = store.transaction(lambda store: store.start_run(gateway, version("krea-batch"), ENDED_AT))
-    sql = store._sql
-    with JobFiles([str(jobs_file)]) as files:
-        files.check()
-        jobs = islice(iter(files), count)
-        checkpoint = None
-        while batch := list(islice(jobs, 10_000)):
-            checkpoint = files.checkpoint() or checkpoint
-            sql.execute("BEGIN")
-            sql.executemany(
-                "INSERT INTO jobs (job_id, state, disposition, body, fingerprint, metadata, request_id, media, files,"
-                " attempts, polls, submitted_at, accepted_at, finished_at, stored_at)"
-                " VALUES (?, 'succeeded', 'succeeded', ?, ?, ?, ?, ?, ?, 1, 2, ?, ?, ?, ?)",
-                map(_succeeded_row, batch),
-            )
-            sql.execute("COMMIT")
-    sql.execute(
-        "INSERT INTO submissions (submission_no, job_no, sent_at, result, request_id)"
-        " SELECT job_no, job_no, submitted_at, 'accepted', request_id FROM jobs"
-    )
     with (out / "results.jsonl").open("wb") as results:
         after_n: int | None = 0
         while after_n is not None:
@@ -96,12 +81,35 @@ def create_run(jobs_file: Path, out: Path, gateway: str, count: int, *, in_order
     assert mark is not None
     store.transaction(lambda store: store.set_results_mark(mark))  # a run does so each second
     if checkpoint:
-        store.transaction(lambda store: store.save_checkpoint(checkpoint[1]))
+        store.transaction(lambda store: store.save_checkpoint(checkpoint))
     if in_order:
         size_bytes = (out / "results.jsonl").stat().st_size
         store.transaction(lambda store: store.set_results_size(size_bytes))
         store.transaction(lambda store: store.end_run(run, ENDED_AT))
     store.close()
+
+
+def insert_jobs(jobs_file: Path, ledger: Path, count: int) -> bytes | None:
+    """Insert the first `count` jobs of the file into a ledger. Return the checkpoint after them."""
+    checkpoint = None
+    with closing(sqlite3.connect(ledger)) as sql, JobFiles([str(jobs_file)]) as files:
+        files.check()
+        jobs = islice(iter(files), count)
+        while batch := list(islice(jobs, 10_000)):
+            checkpoint = files.checkpoint() or checkpoint
+            sql.executemany(
+                "INSERT INTO jobs (job_id, state, disposition, body, fingerprint, metadata, request_id, media, files,"
+                " attempts, polls, submitted_at, accepted_at, finished_at, stored_at)"
+                " VALUES (?, 'succeeded', 'succeeded', ?, ?, ?, ?, ?, ?, 1, 2, ?, ?, ?, ?)",
+                map(_succeeded_row, batch),
+            )
+            sql.commit()
+        sql.execute(
+            "INSERT INTO submissions (submission_no, job_no, sent_at, result, request_id)"
+            " SELECT job_no, job_no, submitted_at, 'accepted', request_id FROM jobs"
+        )
+        sql.commit()
+    return checkpoint[1] if checkpoint else None
 
 
 def _succeeded_row(job: Job) -> tuple[object, ...]:

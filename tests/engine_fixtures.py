@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -42,11 +43,14 @@ def result_statuses(out: Path) -> dict[str, str]:
 
 def query_ledger(out: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
     """Query the ledger through a separate connection, which sees only what is committed."""
-    ledger = sqlite3.connect(out / "ledger.db")
-    try:
+    with closing(sqlite3.connect(out / "ledger.db")) as ledger:
         return ledger.execute(sql, values).fetchall()
-    finally:
-        ledger.close()
+
+
+def change_ledger(out: Path, sql: str) -> None:
+    """Change the ledger through a separate connection, as no run does."""
+    with closing(sqlite3.connect(out / "ledger.db")) as ledger, ledger:
+        ledger.execute(sql)
 
 
 def ledger_states(out: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from krea_batch.errors import InternalError, JobError
 from krea_batch.jobs import State
 from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.maintenance.retry import RetryPlan
-from tests.engine_fixtures import ledger_states
+from tests.engine_fixtures import change_ledger, ledger_states, query_ledger
 from tests.processes import (
     PROCESS_TIMEOUT_S,
     RunningSimulator,
@@ -239,9 +240,7 @@ def test_simulated_runs_need_no_confirmation(tmp_path: Path) -> None:
     write_jobs(tmp_path / "jobs.jsonl", 1)
     simulated = ("--simulate", "--time-scale=100", *RETRY_RUN_OPTIONS)
     assert run_command("run", "jobs.jsonl", "--out", "out", *simulated, cwd=tmp_path).returncode == 0
-    store = SqliteLedger.open(tmp_path / "out" / "ledger.db")
-    store._sql.execute("UPDATE jobs SET state = 'failed', disposition = 'unsuccessful', files = '[]'")
-    store.close()
+    change_ledger(tmp_path / "out", "UPDATE jobs SET state = 'failed', disposition = 'unsuccessful', files = '[]'")
     done = run_command("retry", "out", *simulated, cwd=tmp_path, key="")
     assert done.returncode == 0, done.stderr
     assert ledger_states(tmp_path / "out") == {"00001": "succeeded"}
@@ -251,12 +250,10 @@ class TestRules:
     def test_retry_is_all_or_nothing(self, gateway: RunningSimulator, tmp_path: Path) -> None:
         """If one of the jobs cannot be retried, none of them changes."""
         out = run_jobs_at(gateway, tmp_path)
-        store = SqliteLedger.open(out / "ledger.db")
-        store._sql.execute("UPDATE jobs SET state = 'failed', disposition = 'unsuccessful' WHERE job_id < '00003'")
-        (n,) = store._sql.execute("SELECT job_no FROM jobs WHERE job_id = '00003'").fetchone()
-        with pytest.raises(InternalError, match="succeeded"):
+        change_ledger(out, "UPDATE jobs SET state = 'failed', disposition = 'unsuccessful' WHERE job_id < '00003'")
+        [(n,)] = query_ledger(out, "SELECT job_no FROM jobs WHERE job_id = '00003'")
+        with closing(SqliteLedger.open(out / "ledger.db")) as store, pytest.raises(InternalError, match="succeeded"):
             store.retry(n, State.SUCCEEDED)
-        store.close()
         with RetryPlan(out) as retries:
             assert retries.jobs() == {"00001": State.FAILED, "00002": State.FAILED}
             assert retries.jobs([State.REJECTED]) == {}
