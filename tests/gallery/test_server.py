@@ -341,7 +341,7 @@ class TestStartAndStop:
         running_view = start_view(out)
         open_page(running_view.url).close()
         make_run(out, SeedJob(id="two"))
-        other_page = open_page(running_view.url)
+        other_page = open_page(running_view.url, allowed_errors=CONNECTION_ERRORS)
         expect(other_page.locator(".tile")).to_have_count(2)
         assert running_view.close() == (0, "")
 
