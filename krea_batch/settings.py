@@ -491,6 +491,11 @@ def _parse_ambiguous(text: str) -> AmbiguousPolicy:
         raise SettingsError("ambiguous", f"unknown choice {text!r}", "use keep or resubmit") from None
 
 
+def url_host(host: str) -> str:
+    """Return a host as a URL has it: an IPv6 address in brackets (RFC 3986, 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
 @lru_cache(maxsize=64)  # a run connects to few hosts
 def is_loopback(host: str) -> bool:
     """Return whether the host name or address is this machine's."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from krea_batch.benchmark.cases import Case
 from krea_batch.benchmark.recorder import Recorder, measure_loop_lag
 from krea_batch.engine.engine import Engine
-from krea_batch.engine.signal_receiver import receive_signals
+from krea_batch.engine.signal_receiver import INTERRUPT_REASON, receive_signals
 from krea_batch.errors import KreaBatchError
 from krea_batch.events import Event, JobEnded
 from krea_batch.gateway.client import GatewayClient
@@ -109,6 +109,6 @@ def _on_event(event: Event, recorder: Recorder) -> None:
 async def _handle_interrupts(received: AsyncIterator[object], engine: Engine) -> None:
     async for _ in received:
         if engine.stopped is None:
-            engine.stop("interrupted")
+            engine.stop(INTERRUPT_REASON)
         else:
-            engine.abort("interrupted")
+            engine.abort(INTERRUPT_REASON)

@@ -42,7 +42,7 @@ from krea_batch.pipeline.shared_rate_limiter import SharedRateLimiter
 from krea_batch.rules.delivery import DeliveryGuard
 from krea_batch.rules.fail_fast import IdenticalFailureGuard
 from krea_batch.rules.lease import Lease
-from krea_batch.settings import AmbiguousPolicy, ApiKey, Settings, Webhook
+from krea_batch.settings import AmbiguousPolicy, ApiKey, Settings, Webhook, url_host
 from krea_batch.storage.async_io import run_to_completion
 from krea_batch.storage.image_file import remove_stale_parts
 from krea_batch.storage.os_errors import next_step
@@ -180,8 +180,7 @@ class OpenRun:
             from krea_batch.gateway.callback_server import CallbackServer  # Imports aiohttp, which is slow to import.
 
             server = await stack.enter_async_context(CallbackServer(webhook, endpoint))
-            host = webhook.listen_address[0]
-            router.base_url = f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
+            router.base_url = f"http://{url_host(webhook.listen_address[0])}:{server.port}"
         router.base_url = webhook.url.rstrip("/") or router.base_url
         self.context.callbacks = router
         endpoint.router = router

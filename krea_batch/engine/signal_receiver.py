@@ -9,6 +9,9 @@ from contextlib import contextmanager
 
 import anyio
 
+INTERRUPT_REASON = "interrupted"
+"""The reason of a stop after such a signal."""
+
 
 @contextmanager
 def receive_signals(*numbers: signal.Signals) -> Iterator[AsyncIterator[signal.Signals]]:

@@ -19,6 +19,7 @@ from anyio.from_thread import BlockingPortal
 
 from krea_batch.engine.engine import Engine
 from krea_batch.engine.event_loop import loop_in_thread
+from krea_batch.engine.signal_receiver import INTERRUPT_REASON
 from krea_batch.errors import InputError, JobError
 from krea_batch.gateway import wire
 from krea_batch.jobs import Job, Outcome, validate_job
@@ -27,7 +28,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Jobs = Iterable[Job | str]
 
-INTERRUPTED = "interrupted"  # the reason of the stop after Ctrl-C
 ID_DIGITS = 16  # chosen: 64 bits; two requests are very unlikely to get equal ids, which would be an error
 
 
@@ -91,9 +91,9 @@ def _wait(portal: BlockingPortal, engine: Engine, future: Future[list[Outcome]])
 
 def _stop(engine: Engine, immediately: bool) -> None:
     try:
-        engine.abort(INTERRUPTED) if immediately else engine.stop(INTERRUPTED)
+        engine.abort(INTERRUPT_REASON) if immediately else engine.stop(INTERRUPT_REASON)
     except InputError:  # It has not started yet.
-        engine.abort(INTERRUPTED)
+        engine.abort(INTERRUPT_REASON)
 
 
 def list_jobs(jobs: Jobs) -> list[Job]:

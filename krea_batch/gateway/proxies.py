@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from krea_batch.errors import InputError
+from krea_batch.settings import url_host
 
 
 class Proxy(NamedTuple):
@@ -58,5 +59,4 @@ def _parse(url: str) -> Proxy:
     if parts.username is not None:
         credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Proxy-Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"  # RFC 7617
-    address = f"[{host}]" if ":" in host else host
-    return Proxy(f"http://{address}:{port or 80}", headers)
+    return Proxy(f"http://{url_host(host)}:{port or 80}", headers)

@@ -16,6 +16,7 @@ from msgspec import Struct
 from prometheus_client import CollectorRegistry
 
 from krea_batch.errors import SettingsError
+from krea_batch.settings import url_host
 
 METRICS_PORT = "metrics_port"
 MAX_CONNECTIONS = 16  # chosen: a Prometheus server needs one
@@ -42,8 +43,7 @@ class Address(Struct, frozen=True):
     @property
     def url(self) -> str:
         """The URL of the metrics."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}/metrics"
+        return f"http://{url_host(self.host)}:{self.port}/metrics"
 
 
 def _limit_connections(server: WSGIServer) -> None:

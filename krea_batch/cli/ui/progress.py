@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from krea_batch.cli.ui.error_messages import reason_text
 from krea_batch.cli.ui.formatting import printable, say
+from krea_batch.engine.signal_receiver import INTERRUPT_REASON
 from krea_batch.events import Event, ImageStored, RunClosed, RunStopping, SubmitsPaused
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 LIVE_INTERVAL_S = 0.2  # chosen: looks fluent, costs little
 LINE_INTERVAL_S = 5.0  # chosen: fewer than a thousand lines per hour
 
-INTERRUPT_REASON = "interrupted"  # stop reason for Ctrl-C
 MIN_ANNOUNCED_PAUSE_S = 5.0  # chosen: shorter pauses are normal
 MIN_ANNOUNCED_ROWS = 50_000  # chosen: rewriting takes a second or more
 REPEAT_ANNOUNCEMENT_S = 60.0  # chosen: one line per minute of an outage

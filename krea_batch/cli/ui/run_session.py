@@ -16,12 +16,12 @@ from krea_batch.cli.options.run_settings import SIMULATED_KEY
 from krea_batch.cli.ui.embedded_simulator import start_simulator
 from krea_batch.cli.ui.error_messages import say_error
 from krea_batch.cli.ui.formatting import pluralize, say, show, show_json
-from krea_batch.cli.ui.progress import INTERRUPT_REASON, EventAnnouncer, make_display, refresh_until_cancelled
+from krea_batch.cli.ui.progress import EventAnnouncer, make_display, refresh_until_cancelled
 from krea_batch.cli.ui.status_readers import EndedJobs, EngineStatusReader, RecentErrors, SharedStatusReader
 from krea_batch.cli.ui.summary import RunSummary, RunTotals
 from krea_batch.engine.engine import Engine
 from krea_batch.engine.event_loop import run_event_loop
-from krea_batch.engine.signal_receiver import receive_signals
+from krea_batch.engine.signal_receiver import INTERRUPT_REASON, receive_signals
 from krea_batch.errors import InputError, JobError, KreaBatchError, LedgerError, RunDirError, RunStopped
 from krea_batch.events import Listener
 from krea_batch.forecast import Forecast
