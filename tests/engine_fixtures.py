@@ -20,6 +20,11 @@ def make_jobs(count: int) -> list[Job]:
     return [Job(prompt=f"j{n}", id=f"j{n}") for n in range(count)]
 
 
+def make_engine(out: Path, client: ScriptedGateway, **options: Any) -> Engine:
+    """Return an engine whose random numbers are the same each time."""
+    return Engine(out, gateway_client=client, random=Random(0), **options)
+
+
 async def run_jobs(out: Path, gateway: ScriptedGateway, jobs_to_run: Iterable[Job], **options: Any) -> Engine:
     """Run jobs until they have ended, close the engine and return it."""
     options.setdefault("random", Random(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -63,6 +64,11 @@ class RunningSimulator:
         with urllib.request.urlopen(request, timeout=PROCESS_TIMEOUT_S) as response:  # noqa: S310 - loopback
             parsed: dict[str, Any] = json.load(response)
         return parsed
+
+    def accepted(self) -> int:
+        """Return how many POSTs it has accepted."""
+        count: int = self.admin_request("/totals")["accepted"]
+        return count
 
     def close(self) -> None:
         """Stop it. Stopping twice has no effect."""
@@ -150,6 +156,18 @@ def start_command(*arguments: str | Path, cwd: Path, key: str = "test-key") -> s
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def exit_code(process: subprocess.Popen[str]) -> int:
+    """Return the exit code of a process, once it has ended."""
+    process.communicate(timeout=PROCESS_TIMEOUT_S)
+    return process.returncode
+
+
+def free_port() -> int:
+    """Return a port of this machine that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:

@@ -84,7 +84,7 @@ def test_a_run_stops_in_order(simulate: StartSimulator, tmp_path: Path, number: 
     command += ["--rate", "20/s", "--poll-interval", "0.2", "--quiet"]
     environment = clean_environment(PIXAZO_API_KEY="test-key")
     process = subprocess.Popen(with_sigint_ignored(*command), cwd=tmp_path, env=environment)
-    wait_until(lambda: gateway.admin_request("/totals")["accepted"] >= 5, process)
+    wait_until(lambda: gateway.accepted() >= 5, process)
     process.send_signal(number)
     assert process.wait(PROCESS_TIMEOUT_S) == 130
     stored = [row for row in result_rows(tmp_path / "out") if row["status"] == "succeeded"]
@@ -128,7 +128,7 @@ def test_a_run_goes_on_after_its_terminal(simulate: StartSimulator, tmp_path: Pa
         assert process.stderr is not None
         assert process.stderr.readline()
         process.stderr.close()
-        wait_until(lambda: gateway.admin_request("/totals")["accepted"] >= 5, process)
+        wait_until(lambda: gateway.accepted() >= 5, process)
         process.send_signal(signal.SIGHUP)
         assert process.wait(PROCESS_TIMEOUT_S) == 0
     assert {row["status"] for row in result_rows(tmp_path / "out")} == {"succeeded"}

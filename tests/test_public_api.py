@@ -6,7 +6,6 @@ import ast
 import asyncio
 import logging
 import signal
-import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -48,6 +47,7 @@ from krea_batch import (
     Webhook,
 )
 from krea_batch.testing import Simulator, SimulatorSettings
+from tests.processes import free_port
 
 pytestmark = [
     pytest.mark.anyio,
@@ -241,8 +241,3 @@ async def test_callbacks_through_the_callers_server(tmp_path: Path) -> None:
         assert all(outcome.succeeded for outcome in outcomes)
         assert engine.stats().callbacks == engine.stats().polls == 20
     await runner.cleanup()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

@@ -228,7 +228,7 @@ class TestExecution:
         """Others take over its jobs. When it goes on, it opens a new engine, and completes its rows."""
 
         def suspend_one() -> None:
-            wait_until(lambda: gateway.admin_request("/totals")["accepted"] >= 100)
+            wait_until(lambda: gateway.accepted() >= 100)
             stopped.append(actor_processes()[0])
             os.kill(stopped[0], signal.SIGSTOP)
             wait_until(lambda: query_ledger(tmp_path / "out", "SELECT 1 FROM runs WHERE ended_at IS NOT NULL"))

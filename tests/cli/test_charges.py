@@ -158,7 +158,7 @@ class TestServerErrors:
         assert counted() == 40
         done = run_against(simulator, tmp_path, "--max-charges", "40")
         assert done.returncode == 3
-        assert simulator.admin_request("/totals")["accepted"] == 40
+        assert simulator.accepted() == 40
 
 
 def test_no_balance_stops_the_run(simulate: StartSimulator, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ class TestTheKey:
             "100/s",
         ]
         process = start_command(*arguments, "--poll-interval", "0.3", cwd=tmp_path, key=CANARY_KEY)
-        wait_until(lambda: simulator.admin_request("/totals")["accepted"], process)
+        wait_until(simulator.accepted, process)
         assert CANARY_KEY not in Path(f"/proc/{process.pid}/cmdline").read_text()
         output, errors = process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 1  # submits that were redirected, lost or garbled are ambiguous

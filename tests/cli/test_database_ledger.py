@@ -22,6 +22,7 @@ from tests.processes import (
     RunningSimulator,
     StartSimulator,
     ThreadedSimulator,
+    exit_code,
     result_rows,
     run_command,
     start_command,
@@ -67,19 +68,13 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedRun]:
     write_jobs(folder / "jobs.jsonl", JOBS)
     ledger = ("--ledger", server.url, "--batch", batch, "--gateway", simulator.gateway_url)
     run = start_command("run", "jobs.jsonl", "--out", "one", *ledger, *OPTIONS, cwd=folder)
-    wait_until(lambda: accepted(simulator) >= 3, run)
+    wait_until(lambda: simulator.accepted() >= 3, run)
     worker = start_command("worker", "two", *ledger, *OPTIONS, cwd=folder)
     wait_until(lambda: len(workers_of(folder / "one")) == 2, worker)
     shown = run_command("status", "one", cwd=folder).stdout.splitlines()
     codes = exit_code(run), exit_code(worker)
     yield SharedRun(folder, batch, simulator, [line for line in shown if "  worker " in line], codes)
     simulator.close()
-
-
-def exit_code(process: subprocess.Popen[str]) -> int:
-    """Return the exit code of a process, once it has ended."""
-    process.communicate(timeout=PROCESS_TIMEOUT_S)
-    return process.returncode
 
 
 def workers_of(out: Path) -> list[object]:
@@ -145,18 +140,13 @@ def commands(run: SharedRun) -> list[Callable[[Path], None]]:
         assert {row["id"]: row["status"] for row in result_rows(out)}[listed[0]["id"]] == "cancelled"
 
     def retry(out: Path) -> None:
-        failed, before = status_of(out)["jobs"]["failed"], accepted(run.simulator)
+        failed, before = status_of(out)["jobs"]["failed"], run.simulator.accepted()
         options = ("--yes", "--status", "failed", "--rate", "30/s", "--poll-interval", "0.3")
         done = run_command("retry", out.name, *options, *gateway, cwd=folder)
         assert done.returncode == 1, done.stderr
-        assert accepted(run.simulator) - before == failed
+        assert run.simulator.accepted() - before == failed
 
     return [results, status, watch, verify, export, report, view, resolve, retry]
-
-
-def accepted(simulator: RunningSimulator) -> int:
-    count: int = simulator.admin_request("/totals")["accepted"]
-    return count
 
 
 def test_a_run_on_two_machines(shared_run: SharedRun) -> None:
@@ -185,7 +175,7 @@ def test_a_run_that_was_killed_is_resolved(simulate: StartSimulator, server: Pos
     ledger = ("--ledger", server.url, "--gateway", simulator.gateway_url)
     name = f"killed-{next(_numbers)}"
     process = start_command("run", "jobs.jsonl", "--out", name, *ledger, *OPTIONS, cwd=tmp_path)
-    wait_until(lambda: accepted(simulator) >= 1, process)
+    wait_until(lambda: simulator.accepted() >= 1, process)
     process.kill()
     process.communicate(timeout=PROCESS_TIMEOUT_S)
     assert len(workers_of(tmp_path / name)) == 1
@@ -193,7 +183,7 @@ def test_a_run_that_was_killed_is_resolved(simulate: StartSimulator, server: Pos
     done = run_command("resolve", name, "--abandon", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert workers_of(tmp_path / name) == []
-    assert status_of(tmp_path / name)["jobs"]["cancelled"] == len(pending) >= accepted(simulator)
+    assert status_of(tmp_path / name)["jobs"]["cancelled"] == len(pending) >= simulator.accepted()
 
 
 # ---- what is refused -------------------------------------------------------------------------------------
@@ -330,5 +320,5 @@ def test_a_run_through_pgbouncer(simulate: StartSimulator, pooled_url: str, batc
     ledger = ("--ledger", pooled_url, "--batch", batch, "--gateway", simulator.gateway_url)
     done = run_command("run", "jobs.jsonl", "--out", "out", *ledger, *OPTIONS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert accepted(simulator) == 100
+    assert simulator.accepted() == 100
     assert len(result_rows(tmp_path / "out")) == 100

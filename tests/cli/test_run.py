@@ -158,7 +158,7 @@ class TestCompleteRuns:
             assert done.returncode == 1, done.stderr
             assert [row["status"] for row in result_rows(tmp_path / "out")] == ["failed"] * 5
             assert all(row["error"]["message"] for row in result_rows(tmp_path / "out"))
-            assert gateway.admin_request("/totals")["accepted"] == 5
+            assert gateway.accepted() == 5
 
 
 class TestStops:
@@ -176,7 +176,7 @@ class TestStops:
         )
 
     def wait_until(self, gateway: RunningSimulator, accepted: int, process: subprocess.Popen[str]) -> None:
-        wait_until(lambda: gateway.admin_request("/totals")["accepted"] >= accepted, process)
+        wait_until(lambda: gateway.accepted() >= accepted, process)
 
     def finish(self, gateway: RunningSimulator, tmp_path: Path, count: int) -> None:
         """Assert that the same command completes the run, with one charge per job."""
@@ -283,7 +283,7 @@ class TestRefusals:
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
         if gateway:
-            assert gateway.admin_request("/totals")["accepted"] == 0
+            assert gateway.accepted() == 0
         return done.stderr
 
     def test_a_missing_key(self, tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ class TestRefusals:
         done = run_command(*arguments, cwd=tmp_path)
         assert done.returncode == 2
         assert "jobs.jsonl:2:" in done.stderr
-        assert gateway.admin_request("/totals")["accepted"] == 3
+        assert gateway.accepted() == 3
 
     def test_a_folder_in_use_is_refused(self, simulate: StartSimulator, tmp_path: Path) -> None:
         """A second process cannot use the same run directory."""
@@ -366,7 +366,7 @@ class TestRefusals:
         write_jobs(tmp_path / "jobs.jsonl", 1)
         arguments = ("run", "jobs.jsonl", "--out", "out", "--gateway", gateway.gateway_url)
         process = start_command(*arguments, cwd=tmp_path)
-        wait_until(lambda: gateway.admin_request("/totals")["accepted"], process)
+        wait_until(gateway.accepted, process)
         second = run_command(*arguments, cwd=tmp_path)
         process.kill()
         process.communicate(timeout=PROCESS_TIMEOUT_S)

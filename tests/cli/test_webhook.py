@@ -127,7 +127,7 @@ def test_connections_of_strangers(data: bytes, simulate: StartSimulator, tmp_pat
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(lambda: simulated.admin_request("/totals")["accepted"] >= 2, process)
+    wait_until(lambda: simulated.accepted() >= 2, process)
     with ExitStack() as stack:
         for _ in range(300):
             with suppress(ConnectionError):  # the connections are closed, also while they are opened

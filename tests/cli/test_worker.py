@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from pathlib import Path
 
 import orjson
 import pytest
 
 from tests.processes import (
-    PROCESS_TIMEOUT_S,
     RunningSimulator,
     StartSimulator,
+    exit_code,
     run_command,
     start_command,
     wait_until,
@@ -30,32 +29,21 @@ def simulator(simulate: StartSimulator) -> RunningSimulator:
     return simulate("--tiny", "--latency", "uniform:0.2,0.8")
 
 
-def accepted(simulator: RunningSimulator) -> int:
-    count: int = simulator.admin_request("/totals")["accepted"]
-    return count
-
-
 def test_a_worker_helps_a_run(simulator: RunningSimulator, tmp_path: Path) -> None:
     """Both end when all jobs have ended. Each job is charged once, and `status` shows both processes meanwhile."""
     write_jobs(tmp_path / "jobs.jsonl", 120)
     gateway = ("--gateway", simulator.gateway_url)
     run = start_command(*RUN, *OPTIONS, *gateway, cwd=tmp_path)
-    wait_until(lambda: accepted(simulator) >= 5, run)
+    wait_until(lambda: simulator.accepted() >= 5, run)
     worker = start_command("worker", "out", *OPTIONS, *gateway, cwd=tmp_path)
     wait_until(lambda: len(workers_of(tmp_path)) == 2, worker)
     shown = run_command("status", "out", cwd=tmp_path).stdout
     assert shown.count("  worker ") == 2
     assert exit_code(worker) == 0
     assert exit_code(run) == 0
-    assert accepted(simulator) == 120
+    assert simulator.accepted() == 120
     assert len((tmp_path / "out" / "results.jsonl").read_bytes().splitlines()) == 120
     assert workers_of(tmp_path) == []
-
-
-def exit_code(process: subprocess.Popen[str]) -> int:
-    """Return the exit code of a process, once it has ended."""
-    process.communicate(timeout=PROCESS_TIMEOUT_S)
-    return process.returncode
 
 
 def workers_of(folder: Path) -> list[object]:
@@ -69,13 +57,13 @@ def test_a_worker_that_is_asked_to_stop_leaves_its_jobs(simulate: StartSimulator
     write_jobs(tmp_path / "jobs.jsonl", 60)
     gateway = ("--gateway", simulator.gateway_url)
     run = start_command(*RUN, *OPTIONS, *gateway, cwd=tmp_path)
-    wait_until(lambda: accepted(simulator) >= 5, run)
+    wait_until(lambda: simulator.accepted() >= 5, run)
     worker = start_command("worker", "out", "--drain", "0.5", *OPTIONS, *gateway, cwd=tmp_path)
     wait_until(lambda: any(each["in_flight"] for each in workers_of(tmp_path)[1:]), worker)  # type: ignore[index]
     worker.send_signal(signal.SIGTERM)
     assert exit_code(worker) == 130
     assert exit_code(run) == 0
-    assert accepted(simulator) == 60
+    assert simulator.accepted() == 60
 
 
 def test_a_worker_of_no_run(tmp_path: Path) -> None:
@@ -103,4 +91,4 @@ def test_a_retry_beside_running_processes(simulate: StartSimulator, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert "to be submitted by the processes that work on out" in done.stdout
     assert exit_code(run) in (0, 1)
-    assert accepted(simulator) > 200
+    assert simulator.accepted() > 200

@@ -64,7 +64,7 @@ class CrashScenario:
 
     def wait_for_accepted(self, count: int, process: subprocess.Popen[bytes]) -> None:
         """Wait until the gateway has accepted this many jobs of the process that was started."""
-        wait_until(lambda: self.simulator.admin_request("/totals")["accepted"] >= count, process)
+        wait_until(lambda: self.simulator.accepted() >= count, process)
 
     def kill_after(self, seconds: float) -> bool:
         """Run the command and kill it after this time. Returns False if it had already ended."""

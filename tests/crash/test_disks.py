@@ -92,7 +92,7 @@ def test_a_disk_that_breaks(simulate: StartSimulator, tmp_path: Path, flags: int
         _, stderr = process.communicate(timeout=PROCESS_TIMEOUT_S)
         assert process.returncode == 3
         assert b"run again to resume" in stderr
-        charged = simulator.admin_request("/totals")["accepted"]
+        charged = simulator.accepted()
     with mounted(tmp_path / "repaired", "-o", "loop", str(image)) as disk:
         scenario = CrashScenario(simulator, tmp_path, 600, disk / "out")
         ((intents,),) = scenario.query("SELECT count(*) FROM submissions")
@@ -113,7 +113,7 @@ def test_a_read_only_disk(simulate: StartSimulator, tmp_path: Path) -> None:
         done = run_command(*scenario.command, cwd=tmp_path)
         assert done.returncode == 2
         assert "Read-only file system" in done.stderr
-        assert simulator.admin_request("/totals")["accepted"] == 0
+        assert simulator.accepted() == 0
 
 
 def test_a_power_cut(simulate: StartSimulator, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import closing
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import anyio
@@ -18,7 +17,6 @@ import orjson
 import pytest
 
 from krea_batch import (
-    Engine,
     GatewayError,
     InputError,
     InternalError,
@@ -42,17 +40,21 @@ from krea_batch.storage.results_file import ResultsFile
 from krea_batch.storage.results_file import encode_row as result_row
 from krea_batch.storage.run_dir import is_locked
 from krea_batch.testing import ACCEPT, ScriptedGateway, make_png, run_until_killed, run_virtual
-from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses, rows_by_id, run_jobs
+from tests.engine_fixtures import (
+    ledger_states,
+    make_engine,
+    make_jobs,
+    query_ledger,
+    result_statuses,
+    rows_by_id,
+    run_jobs,
+)
 
 NO_BALANCE = Refused(Refusal.FATAL, 402, "no money")
 
 
 def disk_latency_s() -> float:
     return 0.05
-
-
-def make_engine(out: Path, client: ScriptedGateway, **options: Any) -> Engine:
-    return Engine(out, gateway_client=client, random=Random(0), **options)
 
 
 def check_ledger(out: Path, gateway: ScriptedGateway) -> None:

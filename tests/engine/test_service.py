@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -28,16 +27,12 @@ from krea_batch import (
 from krea_batch.pipeline.event_stream import EventStream
 from krea_batch.rules.verdicts import Ambiguous, PollFailed, Refusal, Refused
 from krea_batch.testing import ACCEPT, FINISH, ScriptedGateway, run_until_killed, run_virtual
-from tests.engine_fixtures import ledger_states, rows_by_id
+from tests.engine_fixtures import ledger_states, make_engine, rows_by_id
 from tests.window_stats import max_in_window
 
 PAYMENT_REQUIRED = Refused(Refusal.FATAL, 402, "no money")
 
 pytestmark = pytest.mark.slow
-
-
-def open_engine(out: Path, client: ScriptedGateway, **options: Any) -> Engine:
-    return Engine(out, gateway_client=client, random=Random(0), **options)
 
 
 def numbered_job(n: int | str) -> Job:
@@ -51,7 +46,7 @@ class TestHandles:
         states: list[State] = []
 
         async def main() -> None:
-            async with open_engine(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 handle = await engine.enqueue(numbered_job(1))
                 states.append(handle.status)
                 assert (handle.id, handle.request_id, handle.outcome) == ("job-1", None, None)
@@ -75,7 +70,7 @@ class TestHandles:
             return [event async for event in handle]
 
         async def main() -> None:
-            async with open_engine(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 first, _ = await engine.enqueue(numbered_job(1)), await engine.enqueue(numbered_job(2))
                 one, other = await asyncio.gather(read(first), read(first))
                 assert one == other
@@ -91,7 +86,7 @@ class TestHandles:
         """A caller that stops reading events loses nothing else."""
 
         async def main() -> None:
-            async with open_engine(tmp_path, ScriptedGateway()) as engine:
+            async with make_engine(tmp_path, ScriptedGateway()) as engine:
                 handle = await engine.submit(numbered_job(1))
                 async for _ in handle:
                     break
@@ -103,7 +98,7 @@ class TestHandles:
         """If the engine stops first, iterating over a handle raises what awaiting it raises."""
 
         async def main() -> None:
-            engine = open_engine(tmp_path, ScriptedGateway())
+            engine = make_engine(tmp_path, ScriptedGateway())
             await engine.start()
             handle = await engine.submit(numbered_job(1))
             reading = asyncio.create_task(_read_events(handle))
@@ -128,7 +123,7 @@ class TestHandles:
                 async for event in engine.events():
                     events.append(event)
 
-            async with open_engine(tmp_path, ScriptedGateway()) as engine:
+            async with make_engine(tmp_path, ScriptedGateway()) as engine:
                 listening = asyncio.create_task(collect_events(engine))
                 await asyncio.sleep(0)
                 await asyncio.gather(*(engine.generate(numbered_job(n)) for n in range(3)))
@@ -160,7 +155,7 @@ class TestGet:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with open_engine(tmp_path, gateway, max_in_flight=1) as engine:
+            async with make_engine(tmp_path, gateway, max_in_flight=1) as engine:
                 await engine.submit(numbered_job(1))
                 await engine.enqueue(numbered_job(2))
                 waiting = asyncio.create_task(engine.submit(numbered_job(3)))
@@ -183,13 +178,13 @@ class TestGet:
         gateway, recorded = ScriptedGateway(), set[str]()
 
         async def first() -> None:
-            async with open_engine(tmp_path, gateway, rate="20/s", max_in_flight=5) as engine:
+            async with make_engine(tmp_path, gateway, rate="20/s", max_in_flight=5) as engine:
                 for n in range(20):
                     recorded.add((await engine.enqueue(numbered_job(n), tenant=f"t{n % 3}")).id)
                 await asyncio.sleep(3600)
 
         async def second() -> dict[str, Outcome]:
-            async with open_engine(tmp_path, gateway, rate="20/s", max_in_flight=5) as engine:
+            async with make_engine(tmp_path, gateway, rate="20/s", max_in_flight=5) as engine:
                 handles = {job_id: await engine.get(job_id) for job_id in recorded}
                 return {job_id: await handle for job_id, handle in handles.items() if handle}
 
@@ -205,9 +200,9 @@ class TestGet:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with open_engine(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 outcome = await engine.generate(numbered_job(1))
-            async with open_engine(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 handle = await engine.get("job-1")
                 assert handle is not None
                 assert handle.outcome == outcome
@@ -221,9 +216,9 @@ class TestGet:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with open_engine(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 await engine.generate(numbered_job(1))
-            async with open_engine(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 for _ in range(5):
                     get_task = asyncio.create_task(engine.get("job-1"))
                     await asyncio.sleep(0)
@@ -243,7 +238,7 @@ class TestEnqueue:
         gateway.submit_duration_s = 30.0
 
         async def main() -> None:
-            async with open_engine(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 loop = asyncio.get_running_loop()
                 started_s = loop.time()
                 handle = await engine.enqueue(numbered_job(1))
@@ -258,7 +253,7 @@ class TestEnqueue:
         gateway = ScriptedGateway()
 
         async def main() -> None:
-            async with open_engine(tmp_path, gateway) as engine:
+            async with make_engine(tmp_path, gateway) as engine:
                 handles = await asyncio.gather(
                     *(engine.enqueue(numbered_job(1)) for _ in range(5)), engine.submit(numbered_job(1))
                 )
@@ -275,7 +270,7 @@ class TestEnqueue:
         gateway.submit_script["image 1"] = [PAYMENT_REQUIRED]
 
         async def main() -> None:
-            async with open_engine(tmp_path, gateway, rate="1/s") as engine:
+            async with make_engine(tmp_path, gateway, rate="1/s") as engine:
                 first, second = await engine.enqueue(numbered_job(1)), await engine.enqueue(numbered_job(2))
                 for handle in (first, second):
                     with pytest.raises(RunStopped):
@@ -291,12 +286,12 @@ class TestEnqueue:
         gateway = ScriptedGateway()
 
         async def drain() -> None:
-            async with open_engine(tmp_path, gateway, rate="5/s", max_in_flight=2) as engine:
+            async with make_engine(tmp_path, gateway, rate="5/s", max_in_flight=2) as engine:
                 for n in range(20):
                     await engine.enqueue(numbered_job(n))
 
         async def detach() -> None:
-            engine = open_engine(tmp_path, gateway, rate="5/s", max_in_flight=2)
+            engine = make_engine(tmp_path, gateway, rate="5/s", max_in_flight=2)
             await engine.start()
             for n in range(20, 40):
                 await engine.enqueue(numbered_job(n))
@@ -322,7 +317,7 @@ class TestStream:
                 for n in range(prefix, prefix + 8):
                     yield numbered_job(n)
 
-            async with open_engine(tmp_path / str(prefix), gateway, max_in_flight=3) as engine:
+            async with make_engine(tmp_path / str(prefix), gateway, max_in_flight=3) as engine:
                 return [outcome.id async for outcome in engine.stream(some(), ordered=ordered)]
 
         assert run_virtual(main(ordered=True, prefix=0)) == [f"job-{n}" for n in range(8)]
@@ -341,7 +336,7 @@ class TestStream:
             await asyncio.sleep(1e9)
 
         async def main() -> list[str]:
-            engine, found = open_engine(tmp_path, ScriptedGateway()), list[str]()
+            engine, found = make_engine(tmp_path, ScriptedGateway()), list[str]()
             await engine.start()
 
             async def read() -> None:
@@ -383,11 +378,11 @@ class TestTenants:
             return loop.time() - started_s
 
         async def run_alone() -> float:
-            async with open_engine(tmp_path / "alone", ScriptedGateway(), **bound) as engine:
+            async with make_engine(tmp_path / "alone", ScriptedGateway(), **bound) as engine:
                 return await run_small_tenants(engine)
 
         async def run_beside_large_tenant() -> float:
-            engine = open_engine(tmp_path / "beside", ScriptedGateway(), **bound)
+            engine = make_engine(tmp_path / "beside", ScriptedGateway(), **bound)
             await engine.start()
             for n in range(2000):
                 await engine.enqueue(Job(prompt=f"a {n}"), tenant="a")
@@ -403,14 +398,14 @@ class TestTenants:
         gateway = ScriptedGateway()
 
         async def detach() -> None:
-            engine = open_engine(tmp_path, gateway, rate="1/s")
+            engine = make_engine(tmp_path, gateway, rate="1/s")
             await engine.start()
             for n in range(200):
                 await engine.enqueue(numbered_job(n), tenant="ann")
             await engine.aclose(detach=True)
 
         async def resume() -> None:
-            engine = open_engine(tmp_path, gateway, rate="1/s")
+            engine = make_engine(tmp_path, gateway, rate="1/s")
             await engine.start()
             await engine.generate(numbered_job("new"), tenant="bob")
             assert len(gateway.charged) < 60
@@ -428,10 +423,10 @@ class TestSharedRateLimiter:
 
         async def main() -> None:
             if engine_makes_it:
-                first = open_engine(tmp_path / "a", one, rate="20/s")
+                first = make_engine(tmp_path / "a", one, rate="20/s")
             else:
-                first = open_engine(tmp_path / "a", one, rate_limiter=RateLimiter("20/s"))
-            second = open_engine(tmp_path / "b", other, rate_limiter=first.rate_limiter)
+                first = make_engine(tmp_path / "a", one, rate_limiter=RateLimiter("20/s"))
+            second = make_engine(tmp_path / "b", other, rate_limiter=first.rate_limiter)
             async with first, second:
                 await asyncio.gather(
                     first.run([numbered_job(n) for n in range(100)]),
@@ -453,7 +448,7 @@ class TestSharedRateLimiter:
         async def main() -> None:
             limiter = RateLimiter("10/s")
             first, second = (
-                open_engine(tmp_path / name, gateway, rate_limiter=limiter)
+                make_engine(tmp_path / name, gateway, rate_limiter=limiter)
                 for name, gateway in (("a", one), ("b", other))
             )
             async with first, second:
@@ -469,14 +464,14 @@ class TestSharedRateLimiter:
     def test_a_rate_beside_a_rate_limiter(self, tmp_path: Path) -> None:
         """An engine accepts a rate or a rate limiter, not both."""
         with pytest.raises(SettingsError, match="rate_limiter"):
-            open_engine(tmp_path, ScriptedGateway(), rate_limiter=RateLimiter("1/s"), rate="2/s")
+            make_engine(tmp_path, ScriptedGateway(), rate_limiter=RateLimiter("1/s"), rate="2/s")
 
     def test_a_rate_limiter_of_another_loop(self, tmp_path: Path) -> None:
         """A rate limiter is bound to one event loop; using it on another is a SettingsError."""
         limiter = RateLimiter("100/s")
 
         async def main() -> None:
-            async with open_engine(tmp_path, ScriptedGateway(), rate_limiter=limiter) as engine:
+            async with make_engine(tmp_path, ScriptedGateway(), rate_limiter=limiter) as engine:
                 await engine.generate(Job(prompt="a cat"))
 
         run_virtual(main())
@@ -490,7 +485,7 @@ def test_an_ambiguous_end_is_an_end(tmp_path: Path) -> None:
     gateway.submit_script["image 1"] = [Ambiguous("cut")]
 
     async def main() -> None:
-        async with open_engine(tmp_path, gateway) as engine:
+        async with make_engine(tmp_path, gateway) as engine:
             handle = await engine.submit(numbered_job(1))
             assert handle.status is State.AMBIGUOUS
             assert handle.request_id is None

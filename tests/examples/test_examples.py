@@ -20,7 +20,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.processes import PROCESS_TIMEOUT_S, RunningSimulator, StartSimulator, clean_environment, wait_until
+from tests.processes import (
+    PROCESS_TIMEOUT_S,
+    RunningSimulator,
+    StartSimulator,
+    clean_environment,
+    free_port,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -32,11 +39,6 @@ EXAMPLE_LATENCY_OPTIONS = ("--tiny", "--latency", "uniform:1,3")
 def client_session(url: str) -> aiohttp.ClientSession:
     """Return a session without kept connections, which a service may close just when a request is sent."""
     return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(force_close=True))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 class ServiceProcess:
