@@ -13,16 +13,16 @@ from functools import cached_property
 from io import BufferedReader, BytesIO
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
-from krea_batch.errors import InputError, JobError
+from krea_batch.errors import InputError
 from krea_batch.sources import data_sets, own_files
 from krea_batch.sources.folder_texts import TextCount, is_job_file, left_out_note, require_utf_8_name
 from krea_batch.sources.formats import json_document, markdown, parquet, sheet, tables, text, yaml_document
 from krea_batch.sources.formats.line_file import FILE_START, FilePosition, LineFile, OnBlock, as_input_errors
-from krea_batch.sources.formats.renamed_keys import KeyRenamer
+from krea_batch.sources.formats.renamed_keys import KeyRenamer, Row
 from krea_batch.sources.formats.spool import is_read_once, spool, spool_path
 from krea_batch.sources.formats.unread import require_readable, require_readable_start
 from krea_batch.sources.key_paths import wrapper_path
@@ -35,8 +35,6 @@ SOURCE_FILE = "source_file"
 PROMPTS_NAME = "--prompt"
 MIN_LIST_ITEMS = 3  # chosen: fewer lines may begin with a number or a hyphen by chance
 STDIN_NAME = "<stdin>"  # the name of standard input in problems, as in compilers
-
-Row = bytes | dict[str, Any] | JobError
 
 _PROMPT_UNITS = {Format.TEXT: "line", Format.TEXT_FILE: "file", Format.TEXT_BLOCKS: "block"}
 _TABLE_READERS = {Format.CSV: tables.csv_rows, Format.TSV: tables.tsv_rows, Format.SHEET: sheet.rows}

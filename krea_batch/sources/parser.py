@@ -19,7 +19,7 @@ from krea_batch.sources.duplicate_ids import default_id
 from krea_batch.sources.dynamic_prompts import PROMPT_CHOICES, expand
 from krea_batch.sources.fixed_values import with_fixed_values
 from krea_batch.sources.formats.jsonl import JsonlParser, id_of
-from krea_batch.sources.inputs import Row
+from krea_batch.sources.formats.renamed_keys import Row
 from krea_batch.sources.json_errors import parse_object, quoted
 from krea_batch.sources.options import InputOptions, PromptSyntax
 from krea_batch.sources.prompt_recognition import is_dynamic

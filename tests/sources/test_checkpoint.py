@@ -18,7 +18,7 @@ from krea_batch.pipeline import producer
 from krea_batch.sources import InputOptions, JobFiles, check
 from krea_batch.sources.checkpoint import Checkpoint
 from krea_batch.sources.formats import line_file
-from krea_batch.sources.inputs import Row
+from krea_batch.sources.formats.renamed_keys import Row
 from krea_batch.sources.parser import RowParser
 from krea_batch.testing import ScriptedGateway, run_until_killed, run_virtual
 from tests.engine_fixtures import query_ledger, result_statuses

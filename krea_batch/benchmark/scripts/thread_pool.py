@@ -12,11 +12,9 @@ from krea_batch.benchmark.scripts.requests_client import MAX_THREADS, RequestsCl
 def main() -> int:
     run = ScriptRun.read()
     client = RequestsClient(run.gateway, per_s=run.per_s, poll_interval_s=run.poll_interval_s)
+    out = Path(run.out)
     with ThreadPoolExecutor(MAX_THREADS) as pool:
-        out = Path(run.out)
-        return exit_code([
-            pool.submit(client.generate, f"{n:06d}", f"image {n}", out) for n in range(run.jobs)
-        ])  # fmt: skip
+        return exit_code([pool.submit(client.generate, f"{n:06d}", f"image {n}", out) for n in range(run.jobs)])
 
 
 if __name__ == "__main__":

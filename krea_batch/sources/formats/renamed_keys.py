@@ -22,7 +22,8 @@ from krea_batch.sources.values import convert, convert_fields, is_missing
 
 MAX_KEYS_LISTED = 20  # chosen: fits into a few lines of a terminal
 
-JsonRow = bytes | dict[str, Any] | JobError
+Row = bytes | dict[str, Any] | JobError
+"""A row of any format: the line of JSONL that it is, its fields, or why it cannot be read."""
 
 
 class KeyRenamer:
@@ -35,7 +36,7 @@ class KeyRenamer:
         self._needs_prompt = not options.template
         self._in_template = Template(options.template).names if options.template else ()
 
-    def require_keys(self, name: str, rows: Iterable[JsonRow]) -> None:
+    def require_keys(self, name: str, rows: Iterable[Row]) -> None:
         """Read rows until each key was found.
 
         Raises InputError if two fields are taken from one key, or if there are rows and none of them has a key.
@@ -65,7 +66,7 @@ class KeyRenamer:
                 problem = f"{name}: {quoted(path)} is assigned to both {by_path[path]} and {field}"
                 raise InputError(problem, "choose two different keys")
 
-    def rename(self, source: JsonRow, entry_key: str = "") -> dict[str, Any] | JobError:
+    def rename(self, source: Row, entry_key: str = "") -> dict[str, Any] | JobError:
         """Return the fields of a row, or the JobError that says why it has none.
 
         `entry_key` is the key of an entry in an object of jobs. It is the id unless another key is named for that.
@@ -125,7 +126,7 @@ def _with_metadata(fields: dict[str, Any], added: dict[str, Any]) -> dict[str, A
     return fields | {"metadata": metadata | added}
 
 
-def parse_row(row: JsonRow) -> dict[str, Any] | JobError:
+def parse_row(row: Row) -> dict[str, Any] | JobError:
     """Return the object on a line; a row that is parsed already stays as it is."""
     if not isinstance(row, bytes):
         return row
