@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from pathlib import Path
 
 import orjson
 import pytest
 
+from krea_batch.ledger import LedgerReader, LiveRun, read_ledger
 from tests.processes import (
     RunningSimulator,
     StartSimulator,
@@ -24,42 +26,48 @@ RUN = ("run", "jobs.jsonl", "--out", "out", "--shared", "--quiet")
 OPTIONS = ("--rate", "20/s", "--poll-interval", "0.3")
 
 
-@pytest.fixture
-def simulator(simulate: StartSimulator) -> RunningSimulator:
-    return simulate("--tiny", "--latency", "uniform:0.2,0.8")
-
-
-def test_a_worker_helps_a_run(simulator: RunningSimulator, tmp_path: Path) -> None:
-    """Both end when all jobs have ended. Each job is charged once, and `status` shows both processes meanwhile."""
-    write_jobs(tmp_path / "jobs.jsonl", 120)
+def start_run_and_worker(
+    simulator: RunningSimulator, folder: Path, *worker_options: str
+) -> tuple[subprocess.Popen[str], subprocess.Popen[str]]:
+    """Start both on one run directory. The gateway refuses all submits at first, so that neither is late."""
+    simulator.admin_request("/settings", {"faults": {"submit-503": 1.0}})
     gateway = ("--gateway", simulator.gateway_url)
-    run = start_command(*RUN, *OPTIONS, *gateway, cwd=tmp_path)
-    wait_until(lambda: simulator.accepted() >= 5, run)
-    worker = start_command("worker", "out", *OPTIONS, *gateway, cwd=tmp_path)
-    wait_until(lambda: len(workers_of(tmp_path)) == 2, worker)
+    run = start_command(*RUN, *OPTIONS, *gateway, cwd=folder)
+    wait_until(lambda: simulator.admin_request("/totals")["posts"], run)
+    worker = start_command("worker", "out", *worker_options, *OPTIONS, *gateway, cwd=folder)
+    wait_until(lambda: len(live_runs(folder / "out")) == 2, worker)
+    return run, worker
+
+
+def live_runs(out: Path) -> list[LiveRun]:
+    """Return the processes that work on a run, the first one first."""
+    with read_ledger(out) as store:
+        runs: list[LiveRun] = store.read(LedgerReader.workers)[0]
+    return runs
+
+
+def test_a_worker_helps_a_run(simulate: StartSimulator, tmp_path: Path) -> None:
+    """Both end when all jobs have ended. Each job is charged once, and `status` shows both processes meanwhile."""
+    simulator = simulate("--tiny", "--latency", "uniform:0.2,0.8")
+    write_jobs(tmp_path / "jobs.jsonl", 60)
+    run, worker = start_run_and_worker(simulator, tmp_path)
     shown = run_command("status", "out", cwd=tmp_path).stdout
     assert shown.count("  worker ") == 2
+    simulator.admin_request("/settings", {"faults": {}})
     assert exit_code(worker) == 0
     assert exit_code(run) == 0
-    assert simulator.accepted() == 120
-    assert len((tmp_path / "out" / "results.jsonl").read_bytes().splitlines()) == 120
-    assert workers_of(tmp_path) == []
-
-
-def workers_of(folder: Path) -> list[object]:
-    workers: list[object] = orjson.loads(run_command("status", "out", "--json", cwd=folder).stdout)["workers"]
-    return workers
+    assert simulator.accepted() == 60
+    assert len((tmp_path / "out" / "results.jsonl").read_bytes().splitlines()) == 60
+    assert live_runs(tmp_path / "out") == []
 
 
 def test_a_worker_that_is_asked_to_stop_leaves_its_jobs(simulate: StartSimulator, tmp_path: Path) -> None:
     """After SIGTERM and --drain, the other process completes the jobs in flight."""
     simulator = simulate("--tiny", "--latency", "fixed:5")
     write_jobs(tmp_path / "jobs.jsonl", 60)
-    gateway = ("--gateway", simulator.gateway_url)
-    run = start_command(*RUN, *OPTIONS, *gateway, cwd=tmp_path)
-    wait_until(lambda: simulator.accepted() >= 5, run)
-    worker = start_command("worker", "out", "--drain", "0.5", *OPTIONS, *gateway, cwd=tmp_path)
-    wait_until(lambda: any(each["in_flight"] for each in workers_of(tmp_path)[1:]), worker)  # type: ignore[index]
+    run, worker = start_run_and_worker(simulator, tmp_path, "--drain", "0.5")
+    simulator.admin_request("/settings", {"faults": {}})
+    wait_until(lambda: any(each.in_flight for each in live_runs(tmp_path / "out")[1:]), worker)
     worker.send_signal(signal.SIGTERM)
     assert exit_code(worker) == 130
     assert exit_code(run) == 0
