@@ -6,10 +6,10 @@ import signal
 import subprocess
 from pathlib import Path
 
-import orjson
 import pytest
 
 from krea_batch.ledger import LedgerReader, LiveRun, read_ledger
+from tests.engine_fixtures import ledger_states
 from tests.processes import (
     RunningSimulator,
     StartSimulator,
@@ -88,13 +88,8 @@ def test_a_retry_beside_running_processes(simulate: StartSimulator, tmp_path: Pa
     gateway = ("--gateway", simulator.gateway_url)
     run = start_command(*RUN, *OPTIONS, *gateway, cwd=tmp_path)
 
-    def failed() -> int:
-        if not (tmp_path / "out" / "ledger.db").exists():
-            return 0
-        counts: dict[str, int] = orjson.loads(run_command("status", "out", "--json", cwd=tmp_path).stdout)["jobs"]
-        return counts.get("failed", 0)
-
-    wait_until(lambda: failed() >= 3, run)
+    wait_until(simulator.accepted, run)
+    wait_until(lambda: list(ledger_states(tmp_path / "out").values()).count("failed") >= 3, run)
     done = run_command("retry", "out", "--yes", *gateway, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "to be submitted by the processes that work on out" in done.stdout
