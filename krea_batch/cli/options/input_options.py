@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from krea_batch.cli.options.run_options import add_options
-from krea_batch.cli.options.selection_options import add_selection_options, selection_notice, with_selection
+from krea_batch.cli.options.selection_options import (
+    add_selection_options,
+    as_error_of,
+    selection_notice,
+    with_selection,
+)
 from krea_batch.cli.ui.formatting import format_bytes, pluralize
 from krea_batch.cli.ui.prompt_syntax_notices import syntax_notices
 
 if TYPE_CHECKING:
     from krea_batch.sources import CheckResult, InputOptions
     from krea_batch.sources.options import TextUnit
+    from krea_batch.sources.sweep import Axis
 
 PROMPT_SYNTAXES = ("dynamic", "a1111", "midjourney", "plain")
 INPUT_FORMATS = ("jsonl", "json", "csv", "tsv", "sheet", "text", "parquet", "yaml", "markdown")
@@ -111,37 +117,23 @@ def add_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def input_options(options: dict[str, Any]) -> InputOptions:
     """Return how to read the files. Raises SettingsError, which names the invalid option."""
-    from krea_batch.errors import JobError, SettingsError
+    from krea_batch.errors import SettingsError
     from krea_batch.rules.image_names import NameTemplate
     from krea_batch.sources import InputOptions
     from krea_batch.sources.dynamic_prompts import read_wildcards
     from krea_batch.sources.formats.encoding import encoding_name
     from krea_batch.sources.options import Format, PromptSyntax
-    from krea_batch.sources.sweep import check_axis_names, make_axis, parse_axis, parse_seeds, repeat_axis
     from krea_batch.sources.template import Template
 
     template = options["prompt_template"] or ""
-    axes = []
-    option = "encoding"
-    try:
+    with as_error_of("encoding"):
         encoding = encoding_name(options["encoding"]) if options["encoding"] is not None else ""
-        option = "prompt_template"
+    with as_error_of("prompt_template"):
         names = Template(template).names if template else ()
-        option = "name"
+    with as_error_of("name"):
         if options["name"] is not None:
             NameTemplate(options["name"])
-        option = "sweep"
-        for text in options["sweep"]:
-            axes.append(parse_axis(text))
-            check_axis_names(axes, names)
-        option = "seeds"
-        if options["seeds"] is not None:
-            axes.append(make_axis("seed", parse_seeds(options["seeds"])))
-        option = "repeat"
-        if options["repeat"] is not None:
-            axes.append(repeat_axis(options["repeat"]))
-    except JobError as error:
-        raise SettingsError(option, error.problem, error.hint) from None
+    axes = _axes(options, names)
     if options["separator"] is not None and not options["separator"].strip():
         raise SettingsError("separator", "is blank", "give the text of the lines between prompts: --separator=---")
     if options["wildcards"] and "dynamic" not in options["prompt_syntax"]:
@@ -153,7 +145,7 @@ def input_options(options: dict[str, Any]) -> InputOptions:
         skip_comments=options["skip_comments"],
         dedupe=options["dedupe"],
         template=template,
-        axes=tuple(axes),
+        axes=axes,
         encoding=encoding,
         no_header=options["no_header"],
         sheet=options["sheet"],
@@ -165,6 +157,24 @@ def input_options(options: dict[str, Any]) -> InputOptions:
         wildcards=read_wildcards(options["wildcards"]) if options["wildcards"] else {},
     )
     return with_selection(read_options, options)
+
+
+def _axes(options: dict[str, Any], template_names: Sequence[str]) -> tuple[Axis, ...]:
+    """Return the axes of the sweeps of all rows. Raises SettingsError."""
+    from krea_batch.sources.sweep import check_axis_names, make_axis, parse_axis, parse_seeds, repeat_axis
+
+    axes = []
+    with as_error_of("sweep"):
+        for text in options["sweep"]:
+            axes.append(parse_axis(text))
+            check_axis_names(axes, template_names)
+    with as_error_of("seeds"):
+        if options["seeds"] is not None:
+            axes.append(make_axis("seed", parse_seeds(options["seeds"])))
+    with as_error_of("repeat"):
+        if options["repeat"] is not None:
+            axes.append(repeat_axis(options["repeat"]))
+    return tuple(axes)
 
 
 def expansion_notices(checked: CheckResult) -> list[str]:

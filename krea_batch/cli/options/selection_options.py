@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,11 +138,22 @@ def require_references(files: JobFiles, settings: Settings) -> None:
         )
 
 
+@contextmanager
+def as_error_of(option: str) -> Iterator[None]:
+    """Raise SettingsError, which names the option, instead of JobError."""
+    from krea_batch.errors import JobError, SettingsError
+
+    try:
+        yield
+    except JobError as error:
+        raise SettingsError(option, error.problem, error.hint) from None
+
+
 def with_selection(input_options: InputOptions, options: dict[str, Any]) -> InputOptions:
     """Return the input options with the selection and the fixed values. Raises SettingsError."""
     import msgspec
 
-    from krea_batch.errors import JobError, SettingsError
+    from krea_batch.errors import SettingsError
     from krea_batch.sources.fixed_values import parse_fixed_value
 
     if options["limit"] is not None and options["sample"] is not None:
@@ -150,10 +162,8 @@ def with_selection(input_options: InputOptions, options: dict[str, Any]) -> Inpu
         raise SettingsError("sample_seed", "requires --sample", "add --sample N, or leave it out")
     fixed: dict[str, Any] = {}
     for text in options["set"]:
-        try:
+        with as_error_of("set"):
             name, value = parse_fixed_value(text)
-        except JobError as error:
-            raise SettingsError("set", error.problem, error.hint) from None
         if name in fixed:
             raise SettingsError("set", f"{name} is given more than once", f"use --sweep {name}=… for several values")
         if any(axis.name == name for axis in input_options.axes):
