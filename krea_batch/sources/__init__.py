@@ -23,7 +23,7 @@ checkpoint     how far the files were read, so that a resumed run skips the rest
 json_errors    explains invalid JSON
 field_errors   explains invalid fields
 key_paths      finds values in nested objects: params.seed
-data_sets      finds the files of data sets
+data_sets      finds the files of datasets
 own_files      reads results and exports of krea-batch as jobs
 values         converts values to the types of the fields
 formats        one module per format

@@ -1,6 +1,6 @@
-"""Finds the files of data sets in directories, and says how to get those that are not on this machine.
+"""Finds the files of datasets in directories, and says how to get those that are not on this machine.
 
-A data set that was downloaded from the Hugging Face Hub has a README.md, and its Parquet files in `data/`, named by
+A dataset that was downloaded from the Hugging Face Hub has a README.md, and its Parquet files in `data/`, named by
 their split: `train-00000-of-00001.parquet`. An imagefolder has its rows in `metadata.jsonl`.
 """
 
@@ -44,7 +44,7 @@ def require_local(path: str) -> None:
 
 
 def snapshot_files(folder: Path) -> list[Path]:
-    """Return the Parquet files of a downloaded data set, or none. Raises InputError if there are several splits."""
+    """Return the Parquet files of a downloaded dataset, or none. Raises InputError if there are several splits."""
     data = folder / "data"
     files = [each for each in sorted(data.iterdir()) if each.suffix == ".parquet"] if data.is_dir() else []
     by_split: dict[str, list[Path]] = {}
@@ -56,7 +56,7 @@ def snapshot_files(folder: Path) -> list[Path]:
         named = (
             shlex.join(map(str, first)) if len(first) < 3 else f"{shlex.quote(str(data))}/{next(iter(by_split))}-*"
         )
-        problem = f"{folder}: a data set with several splits, {', '.join(by_split)}"
+        problem = f"{folder}: a dataset with several splits ({', '.join(by_split)})"
         raise InputError(problem, f"name the files of one, such as {named}")
     return files
 

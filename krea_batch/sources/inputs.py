@@ -362,7 +362,7 @@ def _open_folder(folder: Path, options: InputOptions) -> Iterator[Input]:
 
 
 def _open_data_set(folder: Path, left_out: str, options: InputOptions) -> Iterator[Input]:
-    """Open the rows of an imagefolder, or the Parquet files of a data set that was downloaded from the Hub."""
+    """Open the rows of an imagefolder, or the Parquet files of a dataset that was downloaded from the Hub."""
     metadata = folder / data_sets.METADATA_FILE
     if metadata.is_file():
         yield Input(LineFile(str(metadata)), Format.JSONL, options, guess="the rows of the images in its directory")
@@ -370,7 +370,7 @@ def _open_data_set(folder: Path, left_out: str, options: InputOptions) -> Iterat
     files = data_sets.snapshot_files(folder)
     if not files:
         raise data_sets.unreadable_folder(folder, left_out)
-    count = f"{len(files):,} Parquet {'file' if len(files) == 1 else 'files'} of a data set"
+    count = f"{len(files):,} Parquet {'file' if len(files) == 1 else 'files'} of a dataset"
     for index, each in enumerate(files):
         yield Input(
             LineFile(str(each)),

@@ -314,7 +314,7 @@ def _require_effects(options: InputOptions, inputs: Sequence[Input]) -> None:
         raise InputError(f"{inputs[0].name}: --skip-comments is for text files", "leave it out, or name a text file")
     column = next((column for column in options.columns.values() if column), None)
     if column and inputs and formats <= {Format.TEXT, Format.TEXT_FILE}:
-        problem = f"{inputs[0].name}: there is no column {quoted(column)}, because it is a text of prompts"
+        problem = f"{inputs[0].name}: there is no column {quoted(column)}, because it is a text file"
         raise InputError(problem, "leave out the option that names it, or set --input-format")
 
 

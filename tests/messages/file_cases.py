@@ -37,13 +37,13 @@ CASES: tuple[MessageCase, ...] = (
     ),
     file(
         "a.txt",
-        "a.txt: a pointer of Git LFS, not the file itself; run git lfs pull",
+        "a.txt: a Git LFS pointer, not the file itself; run git lfs pull",
         "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n",
         "a cat\n",
     ),
     file(
         "a.csv",
-        "a.csv: a web page, which is not read; write its prompts into a .txt file, one in each line",
+        "a.csv: a web page, which is not read; write its prompts into a .txt file, one per line",
         "<!DOCTYPE html><html>log in</html>",
         "prompt\na cat\n",
     ),
@@ -160,7 +160,7 @@ CASES: tuple[MessageCase, ...] = (
         new_args="d/results.jsonl",
     ),
     MessageCase(
-        message="d: a data set with several splits, test, train; name the files of one, such as "
+        message="d: a dataset with several splits (test, train); name the files of one, such as "
         "d/data/test-00000-of-00001.parquet",
         files=TWO_SPLITS,
         args="d",
@@ -211,10 +211,8 @@ CASES: tuple[MessageCase, ...] = (
         new_files={"cats.csv": "prompt\na cat\n"},
         new_args="cats.csv",
     ),
-    _unread(
-        "a.docx: a text document, which is not read; write its prompts into a .txt file, one in each line", ".docx"
-    ),
-    _unread("a.html: a web page, which is not read; write its prompts into a .txt file, one in each line", ".html"),
+    _unread("a.docx: a text document, which is not read; write its prompts into a .txt file, one per line", ".docx"),
+    _unread("a.html: a web page, which is not read; write its prompts into a .txt file, one per line", ".html"),
     _unread("a.zip: an archive, which is not read; unpack it, and name the files in it", ".zip"),
     _unread(
         "a.bz2: compressed in a way that is not read; decompress it, or compress it with gzip or zstd",
@@ -228,7 +226,7 @@ CASES: tuple[MessageCase, ...] = (
         "a.csv",
         "prompt\na cat\n",
     ),
-    _unread("a.png: an image, not a list of prompts; write its prompts into a .txt file, one in each line", ".png"),
+    _unread("a.png: an image, not a list of prompts; write its prompts into a .txt file, one per line", ".png"),
     _unread(
         "a.numbers: an Apple Numbers document, which is not read; export it as CSV or Excel: File > Export To",
         ".numbers",
@@ -242,7 +240,7 @@ CASES: tuple[MessageCase, ...] = (
         "prompt\na cat\n",
     ),
     _unread(
-        "a.gdoc: a link to a Google document, not the document; write its prompts into a .txt file, one in each line",
+        "a.gdoc: a link to a Google document, not the document; write its prompts into a .txt file, one per line",
         ".gdoc",
     ),
     _unread(

@@ -43,7 +43,7 @@ CASES: tuple[MessageCase, ...] = (
     ),
     file(
         "a.csv",
-        "a.csv:2: the row has 3 cells, and the header has 2; remove the blanks before quotes",
+        "a.csv:2: the row has 3 cells, and the header has 2; remove the spaces before quotes",
         'prompt, note\n"a cat", "b, c"\n',
         'prompt,note\n"a cat","b, c"\n',
     ),
@@ -194,7 +194,7 @@ CASES: tuple[MessageCase, ...] = (
     file(
         "a.csv",
         "a.csv:2: cannot read the row (',' expected after '\"'); "
-        'write " in a quoted cell as "", and no blanks around quotes',
+        'write " in a quoted cell as "", and no spaces around quotes',
         'prompt\n"a" cat\n',
         'prompt\n"""a"" cat"\n',
         prompts=('"a" cat',),

@@ -116,7 +116,7 @@ TEXTS: tuple[MessageCase, ...] = (
         prompts=("prompts", "a cat"),
     ),
     option(
-        'a.txt: there is no column "nr", because it is a text of prompts; leave out the option that '
+        'a.txt: there is no column "nr", because it is a text file; leave out the option that '
         "names it, or set --input-format",
         "a.txt",
         "a cat\n",
@@ -124,7 +124,7 @@ TEXTS: tuple[MessageCase, ...] = (
         "",
     ),
     option(
-        'a.txt: there is no column "wish", because it is a text of prompts; leave out the option '
+        'a.txt: there is no column "wish", because it is a text file; leave out the option '
         "that names it, or set --input-format",
         "a.txt",
         "id;wish\nx;a cat\n",
@@ -249,7 +249,7 @@ YAML: tuple[MessageCase, ...] = (
     ),
     file(
         "a.yaml",
-        "a.yaml:1: invalid YAML (found character that cannot start any token); use blanks instead of tabs",
+        "a.yaml:1: invalid YAML (found character that cannot start any token); use spaces instead of tabs",
         "-\tprompt: a cat\n",
         "- prompt: a cat\n",
     ),
@@ -324,7 +324,7 @@ MARKDOWN: tuple[MessageCase, ...] = (
     file(
         "a.md",
         "a.md: a Markdown file without list items; write each prompt as a list item (- a prompt), "
-        "or save the file as .txt with a prompt in each line",
+        "or save the file as .txt with one prompt per line",
         "a cat\n",
         "- a cat\n",
     ),

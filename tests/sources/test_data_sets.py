@@ -1,4 +1,4 @@
-"""Test that downloaded data sets are read, and that messages about tables and directories lead on."""
+"""Test that downloaded datasets are read, and that messages about tables and directories lead on."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def write_snapshot(folder: Path, *names: str) -> None:
 
 
 def test_a_snapshot(tmp_path: Path) -> None:
-    """The Parquet files in `data` of a downloaded data set are read in order, and a notice says so."""
+    """The Parquet files in `data` of a downloaded dataset are read in order, and a notice says so."""
     names = ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet")
     write_snapshot(tmp_path, *names)
     prompts, notices = read(str(tmp_path))
     assert prompts == [f"{name} {n}" for name in names for n in (1, 2)]
-    assert notices[0].endswith("2 Parquet files of a data set")
+    assert notices[0].endswith("2 Parquet files of a dataset")
 
 
 def test_several_splits(tmp_path: Path) -> None:
-    """A data set with several splits raises InputError, and the files that the hint names are read."""
+    """A dataset with several splits raises InputError, and the files that the hint names are read."""
     write_snapshot(tmp_path, "test-00000-of-00001.parquet", "train-00000-of-00001.parquet")
     with pytest.raises(
-        InputError, match="a data set with several splits, test, train; name the files of one"
+        InputError, match=r"a dataset with several splits \(test, train\); name the files of one"
     ) as error:
         read(str(tmp_path))
     named = shlex.split(error.value.hint.partition("such as ")[2])

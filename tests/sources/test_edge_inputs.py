@@ -93,7 +93,7 @@ REFUSED: list[tuple[str, str | bytes, str]] = [
     (
         "a.csv",
         'prompt, note\n"a", "b, c"\n',
-        "2: the row has 3 cells, and the header has 2; remove the blanks before",
+        "2: the row has 3 cells, and the header has 2; remove the spaces before",
     ),
     (
         "a.tsv",
@@ -120,8 +120,8 @@ NOT_PROMPTS: list[tuple[str, str | bytes, str]] = [
     ("a.txt", '[{"prompt": "a cat"}]', ": the text begins like JSON; set --input-format json to read it as such"),
     ("a.txt", '[\n "a cat"\n]', ": the text begins like JSON; set --input-format json"),
     ("a.txt", "['a cat', 'a dog']", ": the text begins like JSON; set --input-format json"),
-    ("a.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n", ": a pointer of Git LFS, not"),
-    ("a.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n", ": a pointer of Git LFS"),
+    ("a.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n", ": a Git LFS pointer, not"),
+    ("a.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n", ": a Git LFS pointer"),
     ("a.txt", "%PDF-1.4\n", ": a PDF document, which is not read"),
     ("a.csv", "<!DOCTYPE html><html>log in</html>", ": a web page, which is not read"),
     ("a.txt", b"\x89PNG\r\n\x1a\n", ": an image, not a list of prompts"),

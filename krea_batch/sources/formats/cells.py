@@ -104,7 +104,7 @@ def _row_error(reason: str) -> JobError:
         return JobError("the quote of a cell is never closed", 'close it, or write " in a quoted cell as ""')
     if "new-line character" in reason:
         return JobError("a carriage return (CR) in the row: line ends are mixed", LINE_ENDS_HINT)
-    return JobError(f"cannot read the row ({reason})", 'write " in a quoted cell as "", and no blanks around quotes')
+    return JobError(f"cannot read the row ({reason})", 'write " in a quoted cell as "", and no spaces around quotes')
 
 
 def _wrongly_encoded(cells: list[str]) -> EncodingError | None:

@@ -39,7 +39,7 @@ def rows(file: LineFile, on_notice: OnNotice) -> Iterator[tuple[int, dict[str, A
     tokens = MarkdownIt("commonmark").parse(text)
     items = [item for item in _items(tokens) if item.inline or item.has_list or item.has_block]
     if not items:
-        hint = "write each prompt as a list item (- a prompt), or save the file as .txt with a prompt in each line"
+        hint = "write each prompt as a list item (- a prompt), or save the file as .txt with one prompt per line"
         raise InputError(f"{file.name}: a Markdown file without list items", hint)
     on_notice(f"read as Markdown: each list item is a prompt{_left_out(tokens, lines)}")
     boxes = [item for item in items if item.inline and _CHECK_BOX.match(item.inline[0].content)]

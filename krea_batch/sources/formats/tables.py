@@ -111,7 +111,7 @@ class Columns:
         if not self._has_quotes:
             return "remove the extra cell, or set --input-format csv if quotes enclose cells"
         if any(isinstance(cell, str) and cell.lstrip() != cell and cell.lstrip().startswith('"') for cell in cells):
-            return "remove the blanks before quotes"
+            return "remove the spaces before quotes"
         hint = "put cells that contain the separator in quotes, or remove the extra cell"
         return hint if len(self._header) > 1 else f"{hint}; --input-format tsv reads each line as one cell"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from krea_batch.errors import InputError
 
-_ONE_A_LINE = "write its prompts into a .txt file, one in each line"
+_ONE_A_LINE = "write its prompts into a .txt file, one per line"
 _DOCUMENT = ("a text document, which is not read", _ONE_A_LINE)
 _WEB_PAGE = ("a web page, which is not read", _ONE_A_LINE)
 _ARCHIVE = ("an archive, which is not read", "unpack it, and name the files in it")
@@ -29,7 +29,7 @@ _PROBLEM_AND_HINT_BY_SUFFIX = {
 
 
 _PROBLEM_AND_HINT_BY_START = (
-    (b"version https://git-lfs.github.com/spec/", ("a pointer of Git LFS, not the file itself", "run git lfs pull")),
+    (b"version https://git-lfs.github.com/spec/", ("a Git LFS pointer, not the file itself", "run git lfs pull")),
     (b"%PDF-", ("a PDF document, which is not read", _ONE_A_LINE)),
     (b"\x89PNG\r\n", _IMAGE),
     (b"\xff\xd8\xff", _IMAGE),

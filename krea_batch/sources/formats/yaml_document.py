@@ -39,7 +39,7 @@ def rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = f"{file.name}:{line}: invalid YAML ({error.problem})"
         has_tab = "\t" in text.split("\n")[line - 1] if line <= text.count("\n") + 1 else False
-        hint = "use blanks instead of tabs" if has_tab else _QUOTES_HINT
+        hint = "use spaces instead of tabs" if has_tab else _QUOTES_HINT
         raise InputError(problem, hint) from None
     except yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
