@@ -163,12 +163,12 @@ class LedgerError(KreaBatchError):
 
 
 class FencedError(LedgerError):
-    """This run stood still for too long, so another worker has taken over its jobs. It sends nothing more."""
+    """This run stalled for too long, so another worker has taken over its jobs. It sends nothing more."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
             path,
-            "this process stood still for too long, and another process has taken over its jobs",
+            "this process stalled for too long, and another process has taken over its jobs",
             "it sends nothing more; start it again to go on",
         )
 

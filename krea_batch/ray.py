@@ -9,7 +9,7 @@ Ray runs a task again when its actor has died, and no promise about money rests 
 engines share a ledger, and a row that comes again finds its id in it. Ray's retries are therefore wanted.
 
 The engine has an event loop of its own, in a thread. Ray's loop for async callables stands still while the consumer
-of a block is slow (`output_queue.put` in its `_reorder`), and an engine that stands still for ten seconds is fenced.
+of a block is slow (`output_queue.put` in its `_reorder`), and an engine that stalls for ten seconds is fenced.
 So the stage is a plain callable, which many threads of the actor call at the same time.
 """
 
@@ -234,7 +234,7 @@ class RowGenerator:
             engine = await self._open_engine()
             try:
                 return await engine.generate(job)
-            except FencedError:  # This process stood still, and others have its jobs. A new engine finds them.
+            except FencedError:  # This process stalled, and others have its jobs. A new engine finds them.
                 await self._discard(engine)
             except RunStopped as stopped:
                 # Ray may keep the actor for some time, so complete what is in flight, and free the other jobs.

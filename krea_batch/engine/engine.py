@@ -63,7 +63,7 @@ class Engine:
     engines share. `listeners` are called with each event.
 
     With `shared`, other processes with the same setting may work on the run directory at the same time. If this
-    process stood still for so long that they have taken over its jobs, waiting callers get FencedError, and the
+    process stalled for so long that they have taken over its jobs, waiting callers get FencedError, and the
     engine starts again by itself: another call with the id of such a job waits for the same job.
 
     Raises SettingsError. `start` also raises RunDirError and LedgerError.
@@ -371,7 +371,7 @@ class Engine:
                 task = asyncio.current_task()
                 if not self._is_restarting or (task and task.cancelling()):
                     raise
-                log.warning("! this process stood still, and its jobs were taken over; starting again")
+                log.warning("! this process stalled, and its jobs were taken over; starting again")
             else:
                 return
 

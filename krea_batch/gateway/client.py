@@ -48,7 +48,7 @@ from krea_batch.settings import ApiKey, Settings, is_loopback
 # chosen: a load balancer waits 60 to 240 s for its upstream before it answers 504; three minutes more than our own
 # time-out cover that, and keep one of the submitter's POST slots for no longer
 LATE_ANSWER_S = 180.0
-LAST_LOOK_S = 5.0  # chosen: within this time, TCP sends again what was lost while this process stood still
+LAST_LOOK_S = 5.0  # chosen: within this time, TCP sends again what was lost while this process stalled
 READ_TIMEOUT_S = 30.0  # chosen: a CDN that sends nothing for longer has stalled
 DOWNLOAD_TIMEOUT_S = 600.0  # chosen: 64 MiB at 1 Mbit/s; a slower download is resumed
 CHUNK_BYTES = 1 << 18  # chosen: bounds the memory of a download

@@ -23,7 +23,7 @@ from krea_batch.storage.results_rows import ResultsMark
 
 T = TypeVar("T")
 
-MAX_RATE_EVENTS = 1000  # chosen: ten seconds of several runs; a run that stood still for longer starts again
+MAX_RATE_EVENTS = 1000  # chosen: ten seconds of several runs; a run that stalled for longer starts again
 
 
 class SqlLedger(SqlQueries):

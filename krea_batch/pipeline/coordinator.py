@@ -1,7 +1,7 @@
 """Several runs on one run directory: heartbeats, taking over the jobs of dead runs, and claiming free jobs.
 
 Each run is a worker with jobs of its own. The coordinator of a run writes at least every BEAT_INTERVAL_S, looks for
-other runs that were killed or stand still, fences them, and claims jobs that no run has. Jobs that were sent already
+other runs that were killed or stall, fences them, and claims jobs that no run has. Jobs that were sent already
 are claimed immediately. Pending ones are claimed only as far as this run will submit them soon, so that the others
 get their share.
 """
@@ -75,7 +75,7 @@ class WorkerCoordinator:
             await self._budget.give_back()
 
     async def _fence_dead(self, seen: _Seen) -> None:
-        """Fence the other runs that were killed or stand still. Their jobs are claimed by the next look, now."""
+        """Fence the other runs that were killed or stall. Their jobs are claimed by the next look, now."""
         others = [run for run in seen.runs if run.run_no != self._run.run_no]
         dead = self._detector.find_dead(self._run.ledger.now_s(), beats_of(others), seen.ended)
         for run in others:
@@ -84,7 +84,7 @@ class WorkerCoordinator:
                 if isinstance(self._run.rate_limiter, SharedRateLimiter):
                     self._run.rate_limiter.restart()
                 self._wake.set()
-                log.warning("! worker stood still or was killed, taking over its jobs worker=%s", run.worker)
+                log.warning("! worker stalled or was killed, taking over its jobs worker=%s", run.worker)
 
     def stop_claiming(self) -> None:
         """Claim no more jobs, because this run is about to end."""

@@ -156,7 +156,7 @@ class Submitter:
             await self._executor.apply(job, lifecycle.SUBMIT)
             is_let_through = False
             sent_s = await self._run.rate_limiter.confirm()
-            # Submits were paused, the run was stopped, or this process stood still, since the intent was recorded.
+            # Submits were paused, the run was stopped, or this process stalled, since the intent was recorded.
             if sent_s is None or self._run.stopped or not self._run.ledger.may_send():
                 if sent_s is not None:
                     self._run.rate_limiter.controller.on_not_sent(sent_s)
@@ -187,7 +187,7 @@ class Submitter:
         def on_sending() -> str | None:
             nonlocal sending
             if not self._run.ledger.may_send():
-                return "this process stood still for too long, so its jobs may have been taken over"
+                return "this process stalled for too long, so its jobs may have been taken over"
             sending = True
             self._run.stats.submits += 1
             return None

@@ -32,7 +32,7 @@ class Lease:
 
 
 class FailureDetector:
-    """Finds runs that have ended without recording it, or have stood still for a lease while this process looked."""
+    """Finds runs that have ended without recording it, or have stalled for a lease while this process looked."""
 
     def __init__(self) -> None:
         self._looked_s = float("-inf")
@@ -42,8 +42,8 @@ class FailureDetector:
         """Return the runs that have ended, and those whose beat has stood still for LEASE_S.
 
         `beats` has the beat of each live run. `ended` has those whose locks are released. If this process did not
-        look for half a lease, because it stood still itself or the database was away, it has not seen the others
-        stand still, so it starts to count again.
+        look for half a lease, because it stalled itself or the database was away, it has not seen the others
+        stall, so it starts to count again.
         """
         if now_s - self._looked_s > LEASE_S / 2:
             self._unchanged.clear()

@@ -40,7 +40,7 @@ class ImageFile:
     are created when the image gets its name. The `.part` file is in images/ itself and named by the job's id; the
     job's number in the ledger (`job_no`) distinguishes it from that of a job whose id is `<id>-2`, or differs in case
     only. If several runs share the directory, `run_no` distinguishes it from that of another run, which may have
-    stood still while it downloaded the same image. `output` is the number of the image in its job, from 1. With
+    stalled while it downloaded the same image. `output` is the number of the image in its job, from 1. With
     `keep_surplus`, a PNG is kept although bytes follow its end. Set `is_sized` if the response announced the image's
     size; see `ImageValidator`.
     """

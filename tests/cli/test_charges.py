@@ -314,7 +314,7 @@ class TestTheKey:
 def test_a_shared_quota(simulate: StartSimulator, tmp_path: Path) -> None:
     """With --shared-quota, polls and submits stay within one limit: all jobs succeed, few requests are refused.
 
-    Without it, 20 are refused here. The limit is higher than the rate, because a simulator that stood still on a busy
+    Without it, 20 are refused here. The limit is higher than the rate, because a simulator that stalled on a busy
     machine counts the requests that waited together with those that follow.
     """
     simulator = simulate(*CHARGES_SIMULATOR_OPTIONS, "--rate-limit", "sliding-window:50/s", "--shared-limit")

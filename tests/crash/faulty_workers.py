@@ -37,7 +37,7 @@ class Worker:
         self._restart(self._process.wait(PROCESS_TIMEOUT_S))
 
     def stop(self, duration_s: float) -> None:
-        """Let the process stand still, as a suspended machine does."""
+        """Let the process stall, as a suspended machine does."""
         self._process.send_signal(signal.SIGSTOP)
         process = self._process
         self.disturb(lambda: process.send_signal(signal.SIGCONT), duration_s)

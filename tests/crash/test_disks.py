@@ -72,7 +72,7 @@ def test_a_disk_that_breaks(simulate: StartSimulator, tmp_path: Path, flags: int
 
     On the repaired disk it can be resumed, and no job whose acceptance is on the disk is ambiguous.
 
-    The process stands still while the disk breaks. An fdatasync of it that overlaps with this ioctl may return 0
+    The process stalls while the disk breaks. An fdatasync of it that overlaps with this ioctl may return 0
     although ext4 drops what it wrote: the end of a write that finds the file system shut down is not reported.
     """
     require_mounts("mkfs.ext4", "losetup")
@@ -150,7 +150,7 @@ def new_image(path: Path) -> Path:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process with SIGSTOP, and wait until its threads have finished their system calls and stand still."""
+    """Stop a process with SIGSTOP, and wait until its threads have finished their system calls and stall."""
     process.send_signal(signal.SIGSTOP)
     threads = Path(f"/proc/{process.pid}/task")
     wait_until(

@@ -274,7 +274,7 @@ def test_an_engine_that_does_not_share(tmp_path: Path) -> None:
 
 
 def test_nothing_is_sent_on_a_lease_that_has_lapsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that stood still between its intent and its POST does not send the POST."""
+    """A process that stalled between its intent and its POST does not send the POST."""
     gateway = ScriptedGateway()
 
     async def run() -> None:

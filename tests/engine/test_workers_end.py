@@ -43,7 +43,7 @@ def open_worker(out: Path, gateway: ScriptedGateway) -> Engine:
 
 
 def fence_run(out: Path) -> None:
-    """Do what another process does that has seen the run stand still."""
+    """Do what another process does that has seen the run stall."""
     with closing(open_for_changes(out)) as ledger:
         (run,) = ledger.live_runs()
         assert ledger.transaction(lambda ledger: ledger.fence(run.run_no, run.beat))

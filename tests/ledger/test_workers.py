@@ -1,4 +1,4 @@
-"""Several runs share a ledger: each has its own jobs, and the jobs of a run that stands still go to another one."""
+"""Several runs share a ledger: each has its own jobs, and the jobs of a run that stalls go to another one."""
 
 from __future__ import annotations
 

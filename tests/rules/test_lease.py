@@ -1,4 +1,4 @@
-"""A run takes its lease to end before any other run can, and only runs that stand still are dead."""
+"""A run takes its lease to end before any other run can, and only runs that have stalled are dead."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_run_that_has_ended_is_dead(looks: list[tuple[float, dict[int, int], l
 
 
 def test_whoever_did_not_look_begins_anew() -> None:
-    """A process that stood still itself must not take the others for dead."""
+    """A process that stalled itself must not take the others for dead."""
     detector = FailureDetector()
     detector.find_dead(100.0, {1: 7})
     assert detector.find_dead(100.0 + 3 * LEASE_S, {1: 7}) == []

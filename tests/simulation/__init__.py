@@ -10,7 +10,7 @@ random_cdn         its images
 answers            the bytes of answers, and damaged ones that still have the request_id
 outages            times in which every request fails in the same way
 network            sessions and connections below the product's HTTP client, also with one reply too many
-process            event loops that stand still, or crash at a chosen step
+process            event loops that stall, or crash at a chosen step
 simulated_disk     a disk that loses what was not synced
 ledger_faults      a ledger that is locked, full, or fails with an unclear commit
 ledger_reader      reads what is committed
@@ -18,13 +18,13 @@ listeners          a listener that raises or blocks
 weighted_choice    choose from a table
 planted_faults     deliberate bugs that the simulation must find
 
-Several workers on one run directory at the same time, which crash, stand still or lose their ledger:
+Several workers on one run directory at the same time, which crash, stall or lose their ledger:
 
 workers_scenario       one seed: workers that join, meet faults and end
 worker_plan            what the seed decides about one worker
 worker_invariants      what must hold besides `invariants`
 workers_gateway        the gateway, which also checks that a POST is sent by the run that has the job
-worker_loop            one event loop for all workers, each of which can crash or stand still
+worker_loop            one event loop for all workers, each of which can crash or stall
 worker_faults          what a killed worker leaves, and ledgers that are cut off
 client_process         what the gateway knows of one process
 planted_worker_faults  deliberate bugs of workers

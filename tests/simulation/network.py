@@ -133,7 +133,7 @@ class SimulatedResponse:
         return b""
 
     async def _wait(self, duration_s: float) -> None:
-        self._arrived_s += duration_s  # also while the process stands still
+        self._arrived_s += duration_s  # also while the process stalls
         try:
             await self._session.wait(self._arrived_s - asyncio.get_running_loop().time(), self._deadline_s)
         except asyncio.CancelledError:

@@ -102,7 +102,7 @@ def give_up_late_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def never_look_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that stood still gives up the answers that arrived in the meantime."""
+    """A process that stalled gives up the answers that arrived in the meantime."""
     monkeypatch.setattr(client, "LAST_LOOK_S", 0.0)
 
 

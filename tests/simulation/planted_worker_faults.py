@@ -74,7 +74,7 @@ def fence_by_a_stale_beat(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def count_while_standing_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that stood still takes the others for dead, which it has not watched in the meantime."""
+    """A run that stalled takes the others for dead, which it has not watched in the meantime."""
     find_dead = FailureDetector.find_dead
 
     def find_dead_at_once(

@@ -1,7 +1,7 @@
-"""Simulate a process: an event loop that can stand still, or crash at its Nth step or between two disk calls.
+"""Simulate a process: an event loop that can stall, or crash at its Nth step or between two disk calls.
 
 A step is one callback of the loop, so a crash can happen at any await, and before and after any commit. A process
-that stands still (SIGSTOP, a suspended machine) runs no callback while time passes.
+that stalls (SIGSTOP, a suspended machine) runs no callback while time passes.
 """
 
 from __future__ import annotations

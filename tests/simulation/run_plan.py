@@ -73,7 +73,7 @@ class RunPlan:
 
     def __str__(self) -> str:
         parts = [self.ending, self.options, self.outages, f"CDN {self.cdn_outages}", self.ledger_faults.kind]
-        parts += [f"stands still {self.stands_still}"] if self.stands_still else []
+        parts += [f"stalls {self.stands_still}"] if self.stands_still else []
         return ", ".join(str(part) for part in parts if part)
 
     @property

@@ -24,7 +24,7 @@ MAX_SEEDS = 40  # chosen: each planted fault is found within half of them
 
 @pytest.mark.parametrize("first", range(0, SEED_COUNT, SEEDS_PER_TEST))
 def test_seeds_of_workers(first: int) -> None:
-    """With workers that crash, stand still or lose their ledger, no job is charged twice, and none is lost."""
+    """With workers that crash, stall or lose their ledger, no job is charged twice, and none is lost."""
     results = [run_seed(seed, workers=True) for seed in range(first, first + SEEDS_PER_TEST)]
     assert [result.failure for result in results if result.failure] == []
     assert sum(result.crashes for result in results) > 0

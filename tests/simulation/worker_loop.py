@@ -1,7 +1,7 @@
-"""One event loop for several simulated workers, each of which can crash or stand still while the others go on.
+"""One event loop for several simulated workers, each of which can crash or stall while the others go on.
 
 Every callback of a worker has the worker in its context (`CURRENT_PROCESS`), and so have the tasks and the calls in
-executors that it starts. A worker that stands still (SIGSTOP) runs no callback; those that become due in the
+executors that it starts. A worker that stalls (SIGSTOP) runs no callback; those that become due in the
 meantime run one after the other when it goes on. A worker that has crashed (SIGKILL) never runs one again.
 """
 
@@ -24,7 +24,7 @@ MIN_PAUSE_S = 1e-6  # a timer of the loop may be this early
 class SimulatedWorker(ClientProcess):
     """One worker. It crashes at step `crash_at_step`, a callback of its own; None: it does not.
 
-    `on_crash` is called in that step. `pauses_at_step` maps steps to how many seconds it stands still from there on.
+    `on_crash` is called in that step. `pauses_at_step` maps steps to how many seconds it stalls from there on.
     """
 
     def __init__(

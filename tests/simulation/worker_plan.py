@@ -31,7 +31,7 @@ async def enqueue_some(engine: Engine, jobs: list[Job]) -> None:
 class WorkerPlan:
     """One worker. With `no_faults` it ends by itself, and every job with it.
 
-    With `wakes_when_dead` it stops standing still in the moment in which another worker has seen enough of it.
+    With `wakes_when_dead` it stops stalling in the moment in which another worker has seen enough of it.
     `cut_off` says when its ledger fails from `cut_off_after_s` on: before a commit, or after one that it is not told
     of; '' means never. With `restarts` it starts again if the others took it for dead. With `loses_lock_file` the
     others cannot see when it crashes, but by its lease.
@@ -55,7 +55,7 @@ class WorkerPlan:
         self.until_s = random.choice([0.05, 1.0, 4.0, 15.0, 60.0]) * random.random()
         self.joins_after_s = 0.0 if no_faults else random.choice([0.0, 0.0, 1.0, 15.0, 60.0]) * random.random()
         self._max_thread_s = random.choice([0.0001, 0.02, 0.5, 2.0])
-        self.pauses: list[tuple[float, float]] = []  # when, and for how many seconds it stands still
+        self.pauses: list[tuple[float, float]] = []  # when, and for how many seconds it stalls
         self.pauses_at_step: dict[int, float] = {}
         if not no_faults and random.random() < 0.5:
             self.pauses = [(random.choice([1.0, 10.0, 40.0]) * random.random(), _pause_s(random))]
@@ -77,7 +77,7 @@ class WorkerPlan:
 
     def __str__(self) -> str:
         parts = [self.ending, self.feed.__name__, f"joins after {self.joins_after_s:.1f} s"]
-        parts += [f"stands still {self.pauses} {self.pauses_at_step} {self.pause_after_commit}"]
+        parts += [f"stalls {self.pauses} {self.pauses_at_step} {self.pause_after_commit}"]
         parts += [f"cut off {self.cut_off}"] if self.cut_off else []
         parts += ["loses its lock file"] if self.loses_lock_file else []
         return ", ".join(parts)

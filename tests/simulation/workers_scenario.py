@@ -1,4 +1,4 @@
-"""One seed with several workers on one run directory, which crash, stand still or are cut off from the ledger.
+"""One seed with several workers on one run directory, which crash, stall or are cut off from the ledger.
 
 In each round some workers join at different times, all on one event loop and one ledger. The round ends when all of
 them have ended or crashed. The last round has one worker without faults: all jobs end.
@@ -173,7 +173,7 @@ class WorkersScenario(Scenario):
             if not self.gateway.files[worker].was_cut_off:
                 raise
         except RunDirError as error:
-            if "using it" not in error.problem:  # Another worker stood still while it opened or closed it.
+            if "using it" not in error.problem:  # Another worker stalled while it opened or closed it.
                 raise
 
     async def _use_engine(self, engine: Engine, worker: SimulatedWorker, plan: WorkerPlan, jobs: list[Job]) -> None:

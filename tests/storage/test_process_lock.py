@@ -91,7 +91,7 @@ def test_a_lock_is_released_once(lock: ProcessLock, temporary: Path) -> None:
 
 
 def test_a_killed_process(temporary: Path) -> None:
-    """A process that stands still keeps its lock. The operating system releases it when the process is killed."""
+    """A process that stalls keeps its lock. The operating system releases it when the process is killed."""
     with holder(temporary) as (process, name):
         process.send_signal(signal.SIGSTOP)
         wait_until(lambda: is_stopped(process), process)

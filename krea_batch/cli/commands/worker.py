@@ -27,7 +27,7 @@ def worker(out: Path, drain: float, **options: Any) -> None:
     """Work on the jobs of the run in OUT, until no process has a job left.
 
     Start the run with `krea-batch run … --out OUT --shared`, and as many workers as you want. They share the jobs,
-    the rate and --max-charges. If one of them is killed or stands still, the others take over its jobs.
+    the rate and --max-charges. If one of them is killed or stalls, the others take over its jobs.
 
     On another machine, pass the --ledger and --batch of the run; OUT is then a directory of this machine, which may
     be empty.

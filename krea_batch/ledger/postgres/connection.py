@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from krea_batch.ledger.postgres.ledger_address import LedgerAddress
 
 STATEMENT_TIMEOUT_S = 10  # chosen: a statement takes milliseconds; in the way are locks, which it waits for again
-IDLE_TIMEOUT_S = 10  # chosen: a process that stands still within a transaction keeps the others out for so long
+IDLE_TIMEOUT_S = 10  # chosen: a process that stalls within a transaction keeps the others out for so long
 CONNECT_TIMEOUT_S = 10  # chosen: many times what a network takes
 NETWORK_TIMEOUT_S = 10  # chosen: data that no answer confirms for so long is lost
 

@@ -60,7 +60,7 @@ CREATE TABLE runs (
     started_at    REAL NOT NULL,
     ended_at      REAL,
     beat          INTEGER NOT NULL DEFAULT 0,    -- grows with each transaction of the run, so it shows that it is alive
-    fenced        INTEGER NOT NULL DEFAULT 0,    -- 1: it was killed or stood still, and may write nothing more
+    fenced        INTEGER NOT NULL DEFAULT 0,    -- 1: it was killed or stalled, and may write nothing more
     charged       INTEGER NOT NULL DEFAULT 0,    -- its submissions that are charged, or may be
     server_errors INTEGER NOT NULL DEFAULT 0,    -- its submissions answered with 500 or 503
     reserved      INTEGER NOT NULL DEFAULT 0,    -- charges below the limit that it may still make
