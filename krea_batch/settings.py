@@ -230,8 +230,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     count_server_errors: Annotated[
         bool,
         Option(
-            help="Let --max-charges also count submits that were answered with 500 or 503, because the API document "
-            "does not say that they are free. `retry` also does so if the latest run did."
+            help="Count submits that were answered with 500 or 503 towards --max-charges, too, because the API "
+            "document does not say that they are free. `retry` does the same as the latest run."
         ),
     ] = False
     max_identical_failures: Annotated[

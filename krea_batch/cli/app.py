@@ -40,7 +40,7 @@ COMMANDS = {
     "retry": "Resubmit failed jobs.",
     "recover": "Rebuild a lost or older ledger from results.jsonl.",
     "verify": "Check images against the ledger; repair damaged ones.",
-    "export": "Write images in formats of other tools.",
+    "export": "Write images in formats for other tools.",
     "inspect": "Show the metadata in PNG files.",
     "schema": "Print the JSON Schema of a job line.",
     "simulate": "Run a simulated gateway.",

@@ -23,8 +23,8 @@ from krea_batch.cli.options.run_options import PRICE, api_key_file_option, setti
     "submit_limit",
     multiple=True,
     metavar="LIMIT",
-    help="Also a limit that the engine has to find, as for krea-batch simulate: gcra:60/s, sliding-window:60/10s "
-    "(repeatable, simulator only).",
+    help="Also measure a limit that the engine has to find: gcra:60/s, sliding-window:60/10s, and all others of "
+    "`krea-batch simulate --limit` (repeatable, simulator only).",
 )
 @click.option(
     "--jobs",

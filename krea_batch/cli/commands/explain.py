@@ -10,7 +10,7 @@ import click
 def explain(topics: tuple[str, ...]) -> None:
     """Explain each TOPIC: a name from the last line of an error, or a whole message in quotes.
 
-    Without one, list the symptoms that have an explanation. Nothing is sent.
+    Without a TOPIC, list the symptoms that have an explanation. Nothing is sent.
     """
     from krea_batch.cli.ui.explanations import find_topic, load_explanations
     from krea_batch.cli.ui.formatting import show

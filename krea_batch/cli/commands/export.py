@@ -68,7 +68,7 @@ def export(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Write the images of the run in OUT in a format of other tools. The run may be in progress, and is not changed.
+    """Write the images of the run in OUT in a format for other tools. The run may be in progress, and is not changed.
 
     \b
     imagefolder   a folder with metadata.jsonl: datasets.load_dataset("imagefolder", data_dir=DEST)

@@ -46,7 +46,7 @@ def resolve(
     simulate: bool,
     as_json: bool,
 ) -> None:
-    """Decide about the ambiguous jobs of the run in OUT: all of them, or only each JOB.
+    """Decide about the ambiguous jobs of the run in OUT: all of them, or only each given JOB.
 
     A job is ambiguous if it was submitted and no answer shows whether it was accepted and charged. --abandon also
     ends a JOB that is timed_out. This command submits nothing. Afterwards, run the same command as before to resume.

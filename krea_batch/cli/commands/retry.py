@@ -24,8 +24,8 @@ RETRYABLE_STATES = tuple(state.value for state in RETRYABLE)
     "--status",
     type=click.Choice(RETRYABLE_STATES),
     multiple=True,
-    help="States of the jobs to resubmit (repeatable). Jobs that are timed_out may still arrive without another "
-    f"charge.  [default without an ID: {', '.join(RETRIED_BY_DEFAULT)}]",
+    help="States of the jobs to resubmit (repeatable). Images of jobs that are timed_out may still arrive "
+    f"without another charge.  [default without an ID: {', '.join(RETRIED_BY_DEFAULT)}]",
 )
 @click.option(
     "--ids-from",
@@ -38,7 +38,7 @@ RETRYABLE_STATES = tuple(state.value for state in RETRYABLE)
 def retry(
     out: Path, ids: tuple[str, ...], status: tuple[str, ...], ids_from: str | None, yes: bool, **options: Any
 ) -> None:
-    """Resubmit jobs of the run in OUT that ended without an image: all of them, or only each ID.
+    """Resubmit jobs of the run in OUT that ended without an image: all of them, or only each given ID.
 
     Every accepted submit is charged, so the command shows the maximum number of charges and asks for confirmation.
     Jobs that have their image are never submitted again. Use `resolve` for ambiguous jobs. Unfinished jobs in OUT are

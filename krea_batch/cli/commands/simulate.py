@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     default=1.0,
     show_default=True,
     metavar="TIME",
-    help="Time that the fault cdn-slow takes: 1s, 2m.",
+    help="Duration of the fault cdn-slow: 1s, 2m.",
 )
 @click.option(
     "--hang-duration",
@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     default=30.0,
     show_default=True,
     metavar="TIME",
-    help="Time that the faults submit-hang and poll-hang take: 30s, 2m.",
+    help="Duration of the faults submit-hang and poll-hang: 30s, 2m.",
 )
 @click.option(
     "--state-file", type=click.Path(), default="", metavar="FILE", help="Keep accepted jobs in FILE across restarts."

@@ -129,7 +129,7 @@ _COMMAND_OPTIONS: tuple[Decorator, ...] = (
     click.option(
         "--webhook-listen",
         metavar="HOST:PORT",
-        help="Listen there for callbacks of the gateway, so that fewer polls are needed.",
+        help="Listen on this address for callbacks from the gateway, so that fewer polls are needed.",
     ),
     click.option(
         "--webhook-url",

@@ -33,7 +33,7 @@ _SELECTION_OPTIONS = (
         help="Take only N jobs, chosen at random; the same ones in each run.",
     ),
     click.option(
-        "--sample-seed", type=int, default=0, show_default=True, metavar="SEED", help="Choose another --sample."
+        "--sample-seed", type=int, default=0, show_default=True, metavar="SEED", help="Choose a different --sample."
     ),
     click.option(
         "--submit-changed",
