@@ -78,7 +78,7 @@ def _check_report(path: Path) -> None:
     """Raise InputError unless the existing file is a report."""
     with path.open("rb") as file:
         if REPORT_MARK not in file.read(MARK_BYTES):
-            raise InputError(f"{path} exists and is no report of krea-batch", "use another --output")
+            raise InputError(f"{path} exists and is not a report of krea-batch", "use another --output")
 
 
 def _write_thumbnails(file: IO[str], thumbnails: Iterator[bytes | None], on_progress: Callable[[int], None]) -> None:

@@ -224,17 +224,19 @@ def _check(ledger: LedgerReader, out: Path) -> None:
 def _require_fresh(out: Path, *, unreadable: int) -> None:
     """Raise RunDirError if the directory has files that only a run writes; its ledger has no jobs."""
     if unreadable:
+        lines = "a line that is not a row" if unreadable == 1 else f"{unreadable:,} lines that are not rows"
         raise RunDirError(
             out,
-            f"{RESULTS} has {unreadable:,} lines that are not rows of krea-batch, and no ledger knows them",
+            f"{RESULTS} has {lines} of krea-batch",
             "use another run directory, or move the file away",
         )
     if parts := sorted(part.name for part in stale_parts(out)):
         raise RunDirError(
             out,
-            f"{IMAGES}/ has {len(parts):,} unfinished downloads ({_examples(parts)}), but {LEDGER} is missing or has"
+            f"{IMAGES}/ has unfinished downloads ({_examples(parts)}), but {LEDGER} is missing or has"
             " no jobs: these jobs are paid for, and would be paid for again",
-            f"copy the {LEDGER} of this run back together with {LEDGER}-wal, or delete the files to start again",
+            f"copy the {LEDGER} of this run back together with {LEDGER}-wal, or delete these files to pay for the"
+            " jobs again",
         )
 
 

@@ -92,7 +92,8 @@ def parse_seeds(text: str) -> list[int]:
                 raise JobError(f"the seeds {item} end before they begin", f"write {last}..{first}")
             if last - first >= MAX_JOBS_PER_ROW:
                 raise JobError(
-                    f"the seeds {item} are {last - first + 1:,}", f"use at most {MAX_JOBS_PER_ROW:,}, such as 1..4"
+                    f"the seeds {item} are {last - first + 1:,} in all",
+                    f"use at most {MAX_JOBS_PER_ROW:,}, such as 1..4",
                 )
             seeds.extend(range(first, last + 1))
         elif re.fullmatch(r"-?\d{1,20}", item):

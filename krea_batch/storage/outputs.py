@@ -74,7 +74,7 @@ def check_output(output: Path, *, run: Path | None = None) -> Path:
         if (absolute_run / IMAGES).resolve() in (real, *real.parents):  # images/ may be a link to another disk
             raise InputError(f"{output} is a part of the run in {run}", "use a path outside of it")
         if real.is_dir() and _holds(real, absolute_run):
-            raise InputError(f"{output} holds the run in {run}", "use another path")
+            raise InputError(f"{output} contains the run in {run}", "use another path")
     return real
 
 

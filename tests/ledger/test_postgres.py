@@ -164,7 +164,7 @@ def test_the_database_stays_away(
     monkeypatch.setattr(waiting, "MAX_WAIT_S", 0.0)
     with closing(PostgresLedger.open(PATH, LedgerAddress(proxy.url, address.batch))) as store:
         proxy.cut = "before the commit"
-        with pytest.raises(LedgerError, match="the database has been away") as raised:
+        with pytest.raises(LedgerError, match="the database has been unavailable") as raised:
             apply_all(store, intent())
         assert "start the database" in str(raised.value)
         monkeypatch.undo()

@@ -198,7 +198,9 @@ class TestRefused:
     def test_a_results_file_of_others(self, tmp_path: Path) -> None:
         """A results.jsonl without rows of krea-batch, in a directory without a ledger, is not overwritten."""
         (tmp_path / "results.jsonl").write_text('{"score": 1}\n')
-        assert "1 lines that are not rows of krea-batch" in require_refused(tmp_path, ScriptedGateway(), 1)
+        assert "results.jsonl has a line that is not a row of krea-batch" in require_refused(
+            tmp_path, ScriptedGateway(), 1
+        )
 
     def test_decisions_are_refused_too(self, tmp_path: Path) -> None:
         """`retry` and `resolve` on an older ledger do not replace the rows that it does not have."""

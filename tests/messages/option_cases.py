@@ -15,7 +15,7 @@ TWICE = ("a cat", "a cat")
 
 CASES: tuple[MessageCase, ...] = (
     _option(
-        "--seeds: the seeds 1..20000 are 20,000; use at most 10,000, such as 1..4",
+        "--seeds: the seeds 1..20000 are 20,000 in all; use at most 10,000, such as 1..4",
         "--seeds 1..20000",
         "--seeds 1..2",
         TWICE,

@@ -107,16 +107,16 @@ def export(
         return
     show(f"{pluralize(count, 'image')} in {output}")
     if (duplicates := out / DUPLICATES).is_file():
-        say(f"jobs that --dedupe left out are not exported; {duplicates} has the job whose image each of them shares")
+        say(f"jobs that --dedupe left out are not exported; {duplicates} has the job that each of them repeats")
     for part in left_parts(output):
-        say(f"{part} was left by an export that was killed, or is in use by one that runs; else you can delete it")
+        say(f"{part} was left by an export that was killed; delete it, unless another export is running")
 
 
 def _check_options(format_: str, *, raw_cells: bool, copy_options: Mapping[str, object]) -> None:
     """Raise click.UsageError for options without an effect in this format. `copy_options` are about copied images."""
     if format_ != "csv":
         if raw_cells:
-            raise click.UsageError("--raw-cells can be used with csv only; other formats have texts as they are")
+            raise click.UsageError("--raw-cells can be used with csv only; other formats leave texts unchanged")
         return
     for option, value in copy_options.items():
         if value:

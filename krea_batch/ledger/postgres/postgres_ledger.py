@@ -318,7 +318,7 @@ class PostgresLedger(SqlLedger):
 
     def _away_error(self, duration: str) -> LedgerError:
         return LedgerError(
-            self.path, f"the database has been away {duration}", "start the database, then run again to resume"
+            self.path, f"the database has been unavailable {duration}", "start the database, then run again to resume"
         )
 
     # ---- the schema --------------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ def rebuild_job(ledger: SqliteLedger, row: Outcome, body: bytes, fingerprint: by
         what = f"request_id {row.request_id}" if owner not in (None, row.id) else "id"
         raise RunDirError(
             ledger.path,
-            f"job {row.id!r} of results.jsonl is not the job that the ledger has under its {what}: the two files are"
-            " of different runs",
+            f"job {row.id!r} of results.jsonl is not the job that the ledger has under its {what}: the two files"
+            " belong to different runs",
             "move one of them away",
         )
     head = RowHead(row.id, row.status, row.request_id, row.attempts)
