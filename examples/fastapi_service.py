@@ -10,11 +10,11 @@ same run directory resumes it, and nothing is charged twice. Several processes c
 
     uvicorn examples.fastapi_service:app --workers 4        # or: gunicorn -w 4 -k uvicorn.workers.UvicornWorker …
 
-Each of them finds every image, also while another one generates it. They keep to one rate and submit an image once.
+Each of them finds every image, even while another one generates it. They share one rate, and submit each image once.
 
 Environment variables: PIXAZO_API_KEY; KREA_OUT, the run directory; KREA_GATEWAY; KREA_RATE; KREA_POLL_INTERVAL_S;
 KREA_PUBLIC_URL, the URL at which the gateway reaches this service, for callbacks instead of polls. A callback may
-reach a process that does not have the job, so callbacks are of use with one process only.
+reach a process that does not have the job, so callbacks help only if there is a single process.
 """
 
 from __future__ import annotations
