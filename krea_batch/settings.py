@@ -300,7 +300,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Option(command_line=False, none_means="polls only", help="Where the gateway sends callbacks when jobs end."),
     ] = None
     request_timeout_s: Annotated[
-        float, Option(command_line=False, above=0, help="Seconds to wait for an answer of the API.")
+        float,
+        Option(
+            command_line=False,
+            above=0,
+            help="Seconds to wait for an answer of the API; for a POST that was sent, three minutes longer.",
+        ),
     ] = 60.0  # chosen: a POST that only queues a job answers in far less
     downloads: Annotated[int, Option(command_line=False, minimum=1, help="Maximum concurrent downloads.")] = (
         64  # chosen: 200 images a second where a CDN takes 0.3 s for one
