@@ -173,8 +173,9 @@ class Engine:
     async def aclose(self, *, detach: bool = False) -> None:
         """Wait for all submitted jobs, rewrite the results, and close. Raises the error that ended the run, if any.
 
-        With `detach`, wait only for pending POSTs. Every job is in the ledger: its waiters get RunStopped, and the
-        next engine on the run directory resumes it. A cancelled wait detaches, so that nothing runs on afterwards.
+        With `detach`, wait only for pending POSTs, for a few seconds. Every job is in the ledger: its waiters get
+        RunStopped, and the next engine on the run directory resumes it. A cancelled wait detaches, so that nothing
+        runs on afterwards.
         Closing an engine that was not started, or is closed, does nothing.
         """
         if self._task is None:
