@@ -7,7 +7,7 @@
     │   ├── SettingsError    a setting is not valid
     │   └── RunDirError      the run directory belongs to another run or version, or is in use
     ├── RunStopped       the run submits nothing more; every job is in the ledger
-    │   └── GatewayError     because the gateway refuses this key
+    │   └── GatewayError     because the gateway refuses this key, or its wallet is empty
     ├── LedgerError      the ledger cannot be read or written
     │   └── FencedError      another worker has taken over the jobs of this one
     └── InternalError    a bug in krea-batch
@@ -139,7 +139,10 @@ class RunStopped(KreaBatchError):
 
 
 class GatewayError(RunStopped):
-    """The gateway refuses this key. `status` is the HTTP status, `detail` the server's message, if any."""
+    """The gateway refuses this key, or its wallet is empty.
+
+    `status` is the HTTP status, `detail` the server's message, if any.
+    """
 
     def __init__(self, status: int, detail: str, next_step: str) -> None:
         super().__init__(
@@ -169,7 +172,7 @@ class FencedError(LedgerError):
         super().__init__(
             path,
             "this process stalled for too long, and another process has taken over its jobs",
-            "it sends nothing more; start it again to go on",
+            "it sends nothing more; start it again to continue",
         )
 
 

@@ -59,8 +59,8 @@ class Engine:
     `out` is the run directory. Most keywords are the fields of `Settings`, which can be passed as `settings` instead;
     rates may be text ("10/s"). `api_key` defaults to the environment variable PIXAZO_API_KEY. `sink` is the storage
     of images: a URL (s3://bucket/prefix), a `Sink`, or None for the run directory. `references` is where local
-    reference images are uploaded: such a URL, or a `ReferenceStore`. `rate_limiter` replaces `rate` by one that other
-    engines share. `listeners` are called with each event.
+    reference images are uploaded: such a URL, or a `ReferenceStore`. `rate_limiter` replaces `rate` with one that
+    other engines share. `listeners` are called with each event.
 
     With `shared`, other processes with the same setting may work on the run directory at the same time. If this
     process stalled for so long that they have taken over its jobs, waiting callers get FencedError, and the
@@ -112,7 +112,7 @@ class Engine:
                 del given[name]
         self.settings = _settings(out, settings, given)
         if self.settings.ledger or is_in_database(self.settings.out):
-            # Whether runs on other machines use a ledger in a database, no lock of the directory says.
+            # No lock of the directory shows whether runs on other machines use a ledger in a database.
             self.settings = msgspec.structs.replace(self.settings, shared=True)
         if rate_limiter is not None and self.settings.shared:
             raise SettingsError("rate_limiter", "cannot be combined with shared", "the runs share one rate anyway")
@@ -307,7 +307,7 @@ class Engine:
     async def submit(self, job: Job, *, tenant: str = "") -> Handle:
         """Submit a job, and return once its request_id is durable, or it has ended without one.
 
-        This waits for a free slot and for the rate limiter. If the id is in the run directory, the job is not
+        This waits for room in flight and for the rate limiter. If the id is in the run directory, the job is not
         submitted again, and the handle is that of the existing job. Cancelling the wait does not cancel the job.
         Waiting jobs are admitted round robin over their tenants, so no tenant starves another. Raises JobError and
         RunStopped.
@@ -317,7 +317,7 @@ class Engine:
         return handle
 
     async def enqueue(self, job: Job, *, tenant: str = "") -> Handle:
-        """Record a job durably, and return; it is submitted in its turn, in this run or the next.
+        """Record a job durably, and return. It is submitted in its turn, in this run or the next.
 
         Otherwise as `submit`. Each waiting job takes some kilobytes of memory, and their number is not bounded.
         """
@@ -331,7 +331,7 @@ class Engine:
         return await (await self.submit(job, tenant=tenant))
 
     async def get(self, job_id: str) -> Handle | None:
-        """Return a handle on a job of the run directory by its id, also of an earlier run; None if there is none."""
+        """Return a handle on a job of the run directory, even from an earlier run; None if there is none."""
         waiters = (await self._ready_pipeline()).waiters
         waiter = await self._run_shielded(waiters.find(job_id))
         return Handle(job_id, waiter) if waiter else None
@@ -341,7 +341,7 @@ class Engine:
     ) -> AsyncIterator[Outcome]:
         """Submit jobs and yield their outcomes, as they end or, if `ordered`, in the order of `jobs`.
 
-        `jobs` is read only as fast as slots become free and outcomes are taken. Leaving the loop early does not
+        `jobs` is read only as fast as jobs in flight end and outcomes are taken. Leaving the loop early does not
         cancel submitted jobs. Raises JobError, RunStopped, and what reading `jobs` raises, after the jobs in flight
         have ended.
         """
