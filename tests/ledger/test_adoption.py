@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sqlite3
 import stat
 from contextlib import suppress
@@ -199,15 +200,16 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     assert target.read_text() == "mine"
 
 
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full raises OSError, so that the caller can say the request_id elsewhere."""
-
-    def fail(*_: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "write", fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_spill(tmp_path, "a", "r-1", 1.0)
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A disk without room raises OSError, so that the caller can say the request_id elsewhere."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_spill(tmp_path, "a", "r-1", 1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [spilled for _, spilled in read_spill(tmp_path)] == [None]
 
 
 def test_no_file(tmp_path: Path) -> None:
