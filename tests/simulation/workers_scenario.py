@@ -225,13 +225,13 @@ class WorkersScenario(Scenario):
 
     def _clean_up(self, loop: WorkerLoop) -> None:
         """Cancel the tasks of crashed workers, and leave the directory as it was before."""
-        self.ledger.close()
         snapshot = self.out.with_name(f"{self.out.name} snapshot")
         shutil.copytree(self.out, snapshot, symlinks=True)
         for worker in self.workers:
             worker.run_withheld()
         cancel_all_tasks(loop)
         loop.close()
+        self.ledger.close()  # only now: the tasks that were cancelled may have read it
         shutil.rmtree(self.out)
         snapshot.rename(self.out)
 
