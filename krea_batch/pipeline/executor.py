@@ -43,7 +43,7 @@ class TransitionExecutor:
         try:
             recorded = await self._record(job, transition)
         except FencedError:
-            await self._record_late(job, transition)
+            await self.record_late(job, transition)
             raise
         if recorded is False:
             return False
@@ -115,8 +115,11 @@ class TransitionExecutor:
             await self._spill(job, transition.request_id, at)
             raise
 
-    async def _record_late(self, job: InFlightJob, transition: Transition) -> None:
-        """Record the result of a POST of this run, whose jobs another run has taken over: that one cannot know it."""
+    async def record_late(self, job: InFlightJob, transition: Transition) -> None:
+        """Record the result of a POST of this run, whose jobs another run has taken over: that one cannot know it.
+
+        Nothing is recorded if another result of the POST was, or if another job has its request_id.
+        """
         run, at = self._run, self._run.wall_clock()
 
         async def record_result(result: str) -> None:
@@ -138,6 +141,8 @@ class TransitionExecutor:
         except LedgerError:
             if transition.request_id:
                 await self._spill(job, transition.request_id, at)
+            elif transition.action is Action.MARK_AMBIGUOUS and transition.error:
+                self.report_doubt(job, transition.error.message)
 
     async def _record_ambiguous(
         self, job: InFlightJob, transition: Transition, error: ErrorInfo, at: float
@@ -145,7 +150,7 @@ class TransitionExecutor:
         try:
             return await self._run.record(Ledger.mark_ambiguous, job.job_no, error, at, transition.answer)
         except FencedError:
-            raise  # `_record_late` records the reason.
+            raise  # `record_late` records the reason.
         except LedgerError:
             # The next run finds the POST without a result. The reason may name a request_id, which is nowhere else.
             self.report_doubt(job, error.message)

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import msgspec
 
-from krea_batch.errors import LedgerError, RunStopped
+from krea_batch.errors import FencedError, LedgerError, RunStopped
 from krea_batch.gateway.wire import CallbackPayload
 from krea_batch.pipeline.charge_budget import Budget
 from krea_batch.pipeline.context import RunContext
@@ -261,6 +261,10 @@ class Submitter:
         transition = self._decide(job, verdict)
         try:
             is_recorded = await self._executor.apply(job, transition)
+        except FencedError:
+            if doubt:  # If another job has the request_id that a poll has proven, the reason names all candidates.
+                await self._executor.record_late(job, self._decide(job, Ambiguous(doubt)))
+            raise
         except LedgerError:
             if doubt:  # The request_id that a poll has proven may be that of another POST.
                 self._executor.report_doubt(job, doubt)

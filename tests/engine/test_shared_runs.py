@@ -20,7 +20,7 @@ from krea_batch.ledger.sqlite import SqliteLedger
 from krea_batch.pipeline.shared_rate_limiter import SharedRateLimiter
 from krea_batch.rules.lease import LEASE_S
 from krea_batch.rules.rate_log import Answered, Event, Late, RateLog, Restart, Taken, Unused
-from krea_batch.rules.verdicts import Refusal, Refused
+from krea_batch.rules.verdicts import Ambiguous, PollFailed, Refusal, Refused
 from krea_batch.storage.run_dir import LEDGER
 from krea_batch.testing import ACCEPT, ScriptedGateway, run_virtual
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses
@@ -239,6 +239,33 @@ def test_the_answer_to_a_post_of_a_fenced_engine(tmp_path: Path, answer: str) ->
     run_virtual(run())
     assert list(gateway.charged.values()) == ["j0"]
     assert len(gateway.submitted_prompts) == (1 if answer == "accepted" else 2)
+
+
+def test_an_answer_to_a_fenced_engine_that_names_another_jobs_request(tmp_path: Path) -> None:
+    """If the proven request_id is one of another job, the job stays ambiguous, and its error names all candidates."""
+    gateway = ScriptedGateway()
+    names_two = Ambiguous("two ids", b"{", ("krea-2-large-text-to-image_00000000", "krea_own"))
+    gateway.submit_script["j0"] = [(20.0, names_two)]
+
+    async def run() -> None:
+        one, two = open_engine(tmp_path, gateway), open_engine(tmp_path, gateway)
+        await one.start()
+        await two.start()
+        assert (await two.generate(Job(prompt="a fox", id="fox"))).succeeded
+        gateway.charged["krea_own"] = "j0"
+        gateway.poll_script["j0"] = [PollFailed("not found", 404)]
+        await one.enqueue(make_jobs(1)[0])
+        await asyncio.sleep(1.0)
+        run_no = query_ledger(tmp_path, "SELECT run_no FROM jobs WHERE job_id = 'j0'")[0][0]
+        fence(tmp_path, run_no)
+        await asyncio.sleep(80.0)
+        await one.aclose()
+        await two.aclose()
+
+    run_virtual(run())
+    assert ledger_states(tmp_path) == {"fox": "succeeded", "j0": "ambiguous"}
+    ((message,),) = query_ledger(tmp_path, "SELECT error_message FROM jobs WHERE job_id = 'j0'")
+    assert "its request_id may be krea-2-large-text-to-image_00000000 or krea_own" in message
 
 
 def test_a_limit_of_charges_for_both(tmp_path: Path) -> None:
