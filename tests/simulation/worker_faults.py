@@ -152,8 +152,10 @@ def _watched_ledgers(
         if worker is None or worker.is_gone:
             return attempt(ledger, operation)
         own = files[worker]
-        result = own.attempt(loop.time(), ledger, lambda: attempt(ledger, operation))
-        own.run_no = ledger._run_no or own.run_no
+        try:
+            result = own.attempt(loop.time(), ledger, lambda: attempt(ledger, operation))
+        finally:  # also if its first transaction finds that it was fenced
+            own.run_no = ledger._run_no or own.run_no
         on_commit(own, ledger._run_no)
         return result
 
