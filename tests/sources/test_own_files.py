@@ -44,7 +44,18 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a run of JOBS."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "p.jsonl").write_text("".join(json.dumps(job) + "\n" for job in JOBS))
-    call("run", str(folder / "p.jsonl"), "--out", str(folder / "r"), "--simulate", "--time-scale", "1000", "-q")
+    call(
+        "run",
+        str(folder / "p.jsonl"),
+        "--out",
+        str(folder / "r"),
+        "--simulate",
+        "--time-scale",
+        "1000",
+        "--poll-interval",
+        "0.2",
+        "-q",
+    )
     return folder
 
 
