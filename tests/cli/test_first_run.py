@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
@@ -150,11 +152,15 @@ class TestMissingExtras:
             ("uv-receipt.toml", "uv tool install 'krea-batch[gallery]'"),
             ("", f"{shlex.quote(sys.executable)} -m pip install 'krea-batch[gallery]'"),
         ],
+        ids=["pipx", "uv tool", "pip"],
     )
     def test_tools(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool_file: str, expected: str) -> None:
         """The command is one of the tool that made the environment."""
         if tool_file:
             (tmp_path / tool_file).touch()
+        pip = ModuleType("pip")
+        pip.__spec__ = ModuleSpec("pip", None)
+        monkeypatch.setitem(sys.modules, "pip", pip)  # also in an environment of uv, which has none
         monkeypatch.setattr(sys, "prefix", str(tmp_path))
         assert install_command("gallery") == expected
 
