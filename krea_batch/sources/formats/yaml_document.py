@@ -20,6 +20,8 @@ from krea_batch.sources.options import InputOptions
 
 MAX_YAML_BYTES = 1 << 25  # chosen: a fifth of a million prompts; YAML is for lists that people write
 
+_TOO_DEEP = "exceeded maximum nesting depth"  # of libyaml in PyYAML 6.0.4, which stops before this reader does
+_DEEP_PROBLEM, _DEEP_HINT = f"nested more than {MAX_DEPTH} levels deep", "keep metadata flat"
 _QUOTES_HINT = 'put a prompt in quotes if it contains ": " or " #", or begins with one of { [ * & ! | > @ % `'
 
 _NULL = re.compile(r"~|null|Null|NULL|")
@@ -37,6 +39,8 @@ def rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
         documents = list(reader.documents())
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
+        if error.problem == _TOO_DEEP:
+            raise InputError(f"{file.name}:{line}: {_DEEP_PROBLEM}", _DEEP_HINT) from None
         problem = f"{file.name}:{line}: invalid YAML ({error.problem})"
         has_tab = "\t" in text.split("\n")[line - 1] if line <= text.count("\n") + 1 else False
         hint = "use spaces instead of tabs" if has_tab else _QUOTES_HINT
@@ -88,7 +92,7 @@ class _Reader:
         if isinstance(event, self._yaml.ScalarEvent):
             return self._scalar(event)
         if depth >= MAX_DEPTH:
-            raise self._error(event, f"nested more than {MAX_DEPTH} levels deep", "keep metadata flat")
+            raise self._error(event, _DEEP_PROBLEM, _DEEP_HINT)
         if isinstance(event, self._yaml.SequenceStartEvent):
             return [self._value(each, depth + 1) for each in self._until(self._yaml.SequenceEndEvent)]
         found: dict[str, Any] = {}
