@@ -154,7 +154,7 @@ def drop_late_results(monkeypatch: pytest.MonkeyPatch) -> None:
     async def drop(*_: Any) -> None:
         pass
 
-    monkeypatch.setattr(TransitionExecutor, "_record_late", drop)
+    monkeypatch.setattr(TransitionExecutor, "record_late", drop)
 
 
 def cancel_pending_posts_at_the_fence(monkeypatch: pytest.MonkeyPatch) -> None:

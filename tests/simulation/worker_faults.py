@@ -149,14 +149,18 @@ def _watched_ledgers(
 
     def watched_attempt(ledger: SqliteLedger, operation: Callable[[SqliteLedger], Any]) -> Any:
         worker = current_worker()
-        if worker is None or worker.is_gone:
+        if worker is None or worker.is_cancelled:
             return attempt(ledger, operation)
-        own = files[worker]
+        own, beat_of = files[worker], None
         try:
-            result = own.attempt(loop.time(), ledger, lambda: attempt(ledger, operation))
-        finally:  # also if its first transaction finds that it was fenced
+            if worker.is_gone:  # What it has sent to the disk is written all the same.
+                result = attempt(ledger, operation)
+            else:
+                result = own.attempt(loop.time(), ledger, lambda: attempt(ledger, operation))
+            beat_of = ledger._run_no
+        finally:  # also if its first transaction finds that it was fenced, or if it is not told of its commit
             own.run_no = ledger._run_no or own.run_no
-        on_commit(own, ledger._run_no)
+            on_commit(own, beat_of)
         return result
 
     with (

@@ -40,7 +40,7 @@ class SimulatedWorker(ClientProcess):
         self._crash_at_step = crash_at_step
         self._pauses_at_step = pauses_at_step or {}
         self._paused_until_s = 0.0
-        self._is_cancelled = False
+        self.is_cancelled = False  # at the end of the round
         self._withheld: list[WorkerStep] = []
         self._blind: list[tuple[float, float]] = []  # pauses so long that it has not watched the others
 
@@ -73,7 +73,7 @@ class SimulatedWorker(ClientProcess):
 
     def take_step(self, step: WorkerStep) -> None:
         """Run a callback, now or later, or never."""
-        if self._is_cancelled:
+        if self.is_cancelled:
             step.run()
             return
         if self.has_crashed or self._stands_still():
@@ -91,11 +91,11 @@ class SimulatedWorker(ClientProcess):
 
     def run_withheld(self) -> None:
         """Schedule all callbacks that did not run, so that all tasks can be cancelled in order."""
-        self._is_cancelled = True
+        self.is_cancelled = True
         self._go_on()
 
     def _go_on(self) -> None:
-        if self._is_cancelled or not (self.has_crashed or self._stands_still()):
+        if self.is_cancelled or not (self.has_crashed or self._stands_still()):
             steps, self._withheld = self._withheld, []
             for step in steps:
                 step.schedule(self._loop)
