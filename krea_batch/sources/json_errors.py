@@ -15,6 +15,7 @@ from krea_batch.errors import InputError, JobError, escape_unprintable
 from krea_batch.sources.formats.encoding import BYTE_ORDER_MARK, decode_utf_8
 
 MAX_DEPTH = 100  # chosen: no metadata needs more, and every encoder and call stack can handle it
+TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep", "keep metadata flat"  # problem and hint
 
 _MAX_QUOTED_CHARS = 60  # chosen: enough to find the place, short enough for one line of a terminal
 _PYTHON_LITERALS = {"True": "true", "False": "false", "None": "null"}
@@ -176,7 +177,7 @@ _DECODER = json.JSONDecoder(
 
 
 def _too_deep() -> JobError:
-    return JobError(f"nested more than {MAX_DEPTH} levels deep", "keep metadata flat")
+    return JobError(*TOO_DEEP)
 
 
 def _check_depth(value: object) -> None:

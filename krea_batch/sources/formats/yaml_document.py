@@ -15,13 +15,12 @@ from krea_batch.errors import InputError, JobError
 from krea_batch.sources.formats.encoding import OnNotice
 from krea_batch.sources.formats.json_document import Rows, read_text, rows_of_value
 from krea_batch.sources.formats.line_file import LineFile
-from krea_batch.sources.json_errors import MAX_DEPTH, quoted
+from krea_batch.sources.json_errors import MAX_DEPTH, TOO_DEEP, quoted
 from krea_batch.sources.options import InputOptions
 
 MAX_YAML_BYTES = 1 << 25  # chosen: a fifth of a million prompts; YAML is for lists that people write
 
-_TOO_DEEP = "exceeded maximum nesting depth"  # of libyaml in PyYAML 6.0.4, which stops before this reader does
-_DEEP_PROBLEM, _DEEP_HINT = f"nested more than {MAX_DEPTH} levels deep", "keep metadata flat"
+_DEPTH_PROBLEM = "exceeded maximum nesting depth"  # of libyaml in PyYAML 6.0.4, which stops before this reader does
 _QUOTES_HINT = 'put a prompt in quotes if it contains ": " or " #", or begins with one of { [ * & ! | > @ % `'
 
 _NULL = re.compile(r"~|null|Null|NULL|")
@@ -39,12 +38,8 @@ def rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
         documents = list(reader.documents())
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        if error.problem == _TOO_DEEP:
-            raise InputError(f"{file.name}:{line}: {_DEEP_PROBLEM}", _DEEP_HINT) from None
-        problem = f"{file.name}:{line}: invalid YAML ({error.problem})"
-        has_tab = "\t" in text.split("\n")[line - 1] if line <= text.count("\n") + 1 else False
-        hint = "use spaces instead of tabs" if has_tab else _QUOTES_HINT
-        raise InputError(problem, hint) from None
+        problem, hint = _explain(error.problem, text, line)
+        raise InputError(f"{file.name}:{line}: {problem}", hint) from None
     except yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file.name}: cannot be read as YAML ({reason})", "write JSON instead") from None
@@ -55,6 +50,14 @@ def rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
         value = documents[0] if len(documents) == 1 else documents
         for number, key, row in rows_of_value(value, file.name, options, on_notice):
             yield number, key, _without_split_prompt(row) if isinstance(row, dict) and not key else row
+
+
+def _explain(problem: str, text: str, line: int) -> tuple[str, str]:
+    """Return problem and hint for what PyYAML says about a line."""
+    if problem == _DEPTH_PROBLEM:
+        return TOO_DEEP
+    has_tab = "\t" in text.split("\n")[line - 1] if line <= text.count("\n") + 1 else False
+    return f"invalid YAML ({problem})", "use spaces instead of tabs" if has_tab else _QUOTES_HINT
 
 
 def _without_split_prompt(row: dict[str, Any]) -> dict[str, Any] | JobError:
@@ -92,7 +95,7 @@ class _Reader:
         if isinstance(event, self._yaml.ScalarEvent):
             return self._scalar(event)
         if depth >= MAX_DEPTH:
-            raise self._error(event, _DEEP_PROBLEM, _DEEP_HINT)
+            raise self._error(event, *TOO_DEEP)
         if isinstance(event, self._yaml.SequenceStartEvent):
             return [self._value(each, depth + 1) for each in self._until(self._yaml.SequenceEndEvent)]
         found: dict[str, Any] = {}
