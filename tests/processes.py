@@ -22,6 +22,7 @@ from krea_batch.storage.operating_system import STOP_SIGNALS
 from krea_batch.testing import SimulatorThread
 
 COMMAND = [sys.executable, "-m", "krea_batch"]
+FAST_SIMULATION = ("--simulate", "--time-scale=1000", "--poll-interval=0.1")  # a few jobs end within a second
 PROCESS_TIMEOUT_S = 600.0  # chosen: ends a test that hangs, and no other on a machine that is busy with other work
 MEMORY = "/dev/shm"  # noqa: S108 - a file system in memory, on Linux
 MIN_MEMORY_BYTES = 2 << 30  # chosen: twice what all tests leave behind

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import run_command
+from tests.processes import FAST_SIMULATION, run_command
 
 HEADERS = {"p.txt": "", "p.csv": "prompt\n", "p.jsonl": ""}
 
@@ -19,7 +19,7 @@ def write(path: Path, prompts: list[str]) -> None:
 
 
 def run(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = ("run", path.name, "--out", "r", "--simulate", "--time-scale", "1000", "--poll-interval", "0.2")
+    command = ("run", path.name, "--out", "r", *FAST_SIMULATION)
     return run_command(*command, *options, cwd=path.parent)
 
 
@@ -73,20 +73,7 @@ def test_a_changed_list_is_refused(tmp_path: Path) -> None:
     assert prompts_by_id(tmp_path) == {"00001": "kite", "00002": "door", "00003": "a green door"}
     assert run(path).returncode == 0
 
-    command = (
-        "run",
-        "--out",
-        "r",
-        "--simulate",
-        "--time-scale",
-        "1000",
-        "--poll-interval",
-        "0.2",
-        "--prompt",
-        "fox",
-        "--prompt",
-        "kite",
-    )
+    command = ("run", "--out", "r", *FAST_SIMULATION, "--prompt", "fox", "--prompt", "kite")
     for _ in range(2):
         assert run_command(*command, cwd=tmp_path).returncode == 0
     assert sorted(prompts_by_id(tmp_path).values()) == ["a green door", "door", "fox", "kite"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from krea_batch.cli.app import COMMANDS
-from tests.processes import COMMAND, PROCESS_TIMEOUT_S
+from tests.processes import COMMAND, FAST_SIMULATION, PROCESS_TIMEOUT_S
 
 pytestmark = pytest.mark.slow
 
@@ -24,11 +24,10 @@ LOCALES: dict[str, dict[str, str]] = {
 }
 ID, PROMPT = "füchs-狐", "ein Fuchs 🦊 – ü"
 OUT = "läufe/狐"
-SIMULATE = ["--simulate", "--time-scale", "1000", "--poll-interval", "0.1"]
 
 COMMAND_LINES: dict[str, list[tuple[int, list[str]]]] = {
     "run": [
-        (0, ["run", "jöbs.jsonl", "--out", OUT, *SIMULATE]),
+        (0, ["run", "jöbs.jsonl", "--out", OUT, *FAST_SIMULATION]),
         (
             0,
             [
@@ -40,13 +39,13 @@ COMMAND_LINES: dict[str, list[tuple[int, list[str]]]] = {
                 "läufe/2",
                 "--log-file",
                 "lög.txt",
-                *SIMULATE,
+                *FAST_SIMULATION,
             ],
         ),
-        (0, ["run", "--prompt", PROMPT, "--out", "läufe/3", "--json", *SIMULATE]),
-        (2, ["run", "kaputt.jsonl", "--out", "läufe/4", *SIMULATE]),
-        (2, ["run", "fehlt-狐.txt", "--out", "läufe/4", *SIMULATE]),
-        (2, ["run", "jöbs.jsonl", "--set", "creativity=wüld", "--out", "läufe/4", *SIMULATE]),
+        (0, ["run", "--prompt", PROMPT, "--out", "läufe/3", "--json", *FAST_SIMULATION]),
+        (2, ["run", "kaputt.jsonl", "--out", "läufe/4", *FAST_SIMULATION]),
+        (2, ["run", "fehlt-狐.txt", "--out", "läufe/4", *FAST_SIMULATION]),
+        (2, ["run", "jöbs.jsonl", "--set", "creativity=wüld", "--out", "läufe/4", *FAST_SIMULATION]),
         (2, ["run", "--öption", "狐"]),
     ],
     "validate": [(0, ["validate", "jöbs.jsonl"]), (2, ["validate", "kaputt.jsonl", "--json"])],
@@ -62,7 +61,7 @@ COMMAND_LINES: dict[str, list[tuple[int, list[str]]]] = {
     "inspect": [(0, ["inspect", "狐.png"]), (0, ["inspect", "狐.png", "--json"]), (2, ["inspect", "fehlt-狐.png"])],
     "resolve": [(0, ["resolve", OUT, "--list"]), (2, ["resolve", OUT, "--resubmit", ID])],
     "retry": [(2, ["retry", OUT, ID, "--yes"]), (2, ["retry", OUT, "unbekannt-狐", "--yes"])],
-    "worker": [(0, ["worker", OUT, *SIMULATE]), (2, ["worker", "läufe/fehlt-狐"])],
+    "worker": [(0, ["worker", OUT, *FAST_SIMULATION]), (2, ["worker", "läufe/fehlt-狐"])],
     "recover": [(0, ["recover", OUT])],
     "schema": [(0, ["schema"])],
     "dashboard": [(0, ["dashboard"])],
@@ -127,7 +126,7 @@ def test_arguments_and_names_that_are_not_utf_8(tmp_path: Path) -> None:
     (tmp_path / f"{name}.txt").write_text("a cat\n")
     utf_8 = {"LC_ALL": "C.UTF-8"}
     for arguments in (
-        ["run", f"{name}.txt", "--out", name, *SIMULATE],
+        ["run", f"{name}.txt", "--out", name, *FAST_SIMULATION],
         ["status", name, "--json"],
         ["verify", name, "--json"],
         ["report", name, "--output", f"{name}.html"],
@@ -139,8 +138,8 @@ def test_arguments_and_names_that_are_not_utf_8(tmp_path: Path) -> None:
     assert "\\xfe" in (tmp_path / f"{name}.html").read_text("utf-8")
     assert "\\xfe" in (tmp_path / f"{name}.csv").read_text("utf-8")
     for arguments in (
-        ["run", "--prompt", f"a {name}", "--out", "other", *SIMULATE],
-        ["run", f"{name}.txt", "--set", f"creativity={name}", "--out", "other", *SIMULATE],
+        ["run", "--prompt", f"a {name}", "--out", "other", *FAST_SIMULATION],
+        ["run", f"{name}.txt", "--set", f"creativity={name}", "--out", "other", *FAST_SIMULATION],
         ["retry", name, name],
         ["resolve", name, "--resubmit", name],
     ):

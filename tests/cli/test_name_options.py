@@ -10,6 +10,7 @@ import pytest
 
 from krea_batch.rules.pending_limit import INITIAL_PENDING
 from tests.processes import (
+    FAST_SIMULATION,
     PROCESS_TIMEOUT_S,
     StartSimulator,
     result_rows,
@@ -29,19 +30,7 @@ d,a cat: asleep,Cats,1
 def run(tmp_path: Path, *options: str, table: str = TABLE, code: int = 0) -> Any:
     """Run the table with the simulator. Return what the command printed to standard error."""
     (tmp_path / "a.csv").write_text(table)
-    arguments = (
-        "run",
-        "a.csv",
-        "--out",
-        "o",
-        "--simulate",
-        "--time-scale",
-        "100",
-        "--poll-interval",
-        "0.2",
-        "--yes",
-        *options,
-    )
+    arguments = ("run", "a.csv", "--out", "o", *FAST_SIMULATION, "--yes", *options)
     done = run_command(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     return done.stderr
@@ -106,18 +95,7 @@ def test_a_sweep_of_a_named_row(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
         '{"id": "a", "prompt": "a cat", "image_name": "cats/a", "sweep": {"seed": [1, 2]}}\n'
     )
-    arguments = (
-        "run",
-        "a.jsonl",
-        "--out",
-        "o",
-        "--simulate",
-        "--time-scale",
-        "100",
-        "--poll-interval",
-        "0.2",
-        "--yes",
-    )
+    arguments = ("run", "a.jsonl", "--out", "o", *FAST_SIMULATION, "--yes")
     assert run_command(*arguments, cwd=tmp_path).returncode == 0
     assert sorted(stored_paths(tmp_path / "o").values()) == ["images/cats/a-seed=1.png", "images/cats/a-seed=2.png"]
 

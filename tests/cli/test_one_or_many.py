@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from krea_batch.cli.app import app
-from tests.processes import run_command
+from tests.processes import FAST_SIMULATION, run_command
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_a_run(folder: Path, option: str, ids: list[str]) -> None:
     """A run is refused before anything is charged, and each way out that the refusal names works."""
-    command = ("run", "lists", "--simulate", "--time-scale=1000", "--poll-interval=0.2", "--out=out")
+    command = ("run", "lists", *FAST_SIMULATION, "--out=out")
     done = run_command(*command, cwd=folder)
     assert done.returncode == 2
     assert "lists: text files with several lines: 1 of 2, the first animals.txt (2 lines)" in done.stderr

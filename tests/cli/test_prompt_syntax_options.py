@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from krea_batch.cli.app import app
 from tests.cli.test_plan import InteractiveCommand
-from tests.processes import run_command
+from tests.processes import FAST_SIMULATION, run_command
 
 PROMPTS = {
     "dynamic": "a {red|blue} kite over a __place__",
@@ -28,9 +28,7 @@ def invoke(*args: str) -> Result:
 
 
 def run(*args: str) -> CompletedProcess[str]:
-    return run_command(
-        "run", *args, "--simulate", "--time-scale=1000", "--poll-interval=0.2", "--out", "out", cwd=Path.cwd()
-    )
+    return run_command("run", *args, *FAST_SIMULATION, "--out", "out", cwd=Path.cwd())
 
 
 def results(out: Path) -> dict[str, dict[str, Any]]:
@@ -181,9 +179,7 @@ def test_separated_blocks(folder: Path) -> None:
 def test_a_terminal_asks(folder: Path, answer: str, exit_code: int) -> None:
     """In a terminal, a message says what would be sent, and the answer of the user decides."""
     write("p.txt", PROMPTS["midjourney"])
-    command = InteractiveCommand(
-        "run", "p.txt", "--simulate", "--time-scale=1000", "--poll-interval=0.2", "--out=out", cwd=folder
-    )
+    command = InteractiveCommand("run", "p.txt", *FAST_SIMULATION, "--out=out", cwd=folder)
     command.read_until("Send these prompts as they are? [y/N]: ")
     assert "1 of 2 rows has arguments of Midjourney" in command.text
     command.type(f"{answer}\n")

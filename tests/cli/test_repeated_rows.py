@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from krea_batch.cli.app import app
-from tests.processes import run_command
+from tests.processes import FAST_SIMULATION, run_command
 
 TABLE = "text,question\na red kite,is there a kite?\na red kite,is it red?\na blue door,is it blue?\n"
 
@@ -29,18 +29,7 @@ def test_repeated_rows_are_told(tmp_path: Path) -> None:
 def test_rows_left_out_share_the_image(tmp_path: Path) -> None:
     """With --dedupe, duplicates.jsonl names each row that was left out and the image of the row that it repeats."""
     (tmp_path / "p.csv").write_text(TABLE)
-    command = (
-        "run",
-        "p.csv",
-        "--out",
-        "out",
-        "--simulate",
-        "--time-scale",
-        "1000",
-        "--poll-interval",
-        "0.2",
-        "--dedupe",
-    )
+    command = ("run", "p.csv", "--out", "out", *FAST_SIMULATION, "--dedupe")
     for _ in range(2):
         done = run_command(*command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr

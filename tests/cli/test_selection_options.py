@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from krea_batch.cli.app import app
 from krea_batch.cli.options.selection_options import HINTS
-from tests.processes import run_command
+from tests.processes import FAST_SIMULATION, run_command
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ def test_dry_run_is_plan(tmp_path: Path) -> None:
 def test_run_with_a_prompt_and_a_value(tmp_path: Path) -> None:
     """A prompt on the command line becomes an image with the values that are set."""
     command = ("run", "--prompt", "a red kite", "--set", "aspect_ratio=16:9", "--out", "r")
-    done = run_command(*command, "--simulate", "--time-scale", "1000", "--poll-interval", "0.2", cwd=tmp_path)
+    done = run_command(*command, *FAST_SIMULATION, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "r/results.jsonl").read_text())
     assert (row["id"], row["request"]["prompt"], row["request"]["aspect_ratio"]) == ("00001", "a red kite", "16:9")

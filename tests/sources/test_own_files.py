@@ -13,6 +13,7 @@ from krea_batch.cli.app import app
 from krea_batch.jobs import Job
 from krea_batch.maintenance.export.recognition import COLUMNS
 from krea_batch.sources import InputOptions, JobFiles, own_files
+from tests.processes import FAST_SIMULATION
 
 JOBS = [
     {
@@ -44,18 +45,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a run of JOBS."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "p.jsonl").write_text("".join(json.dumps(job) + "\n" for job in JOBS))
-    call(
-        "run",
-        str(folder / "p.jsonl"),
-        "--out",
-        str(folder / "r"),
-        "--simulate",
-        "--time-scale",
-        "1000",
-        "--poll-interval",
-        "0.2",
-        "-q",
-    )
+    call("run", str(folder / "p.jsonl"), "--out", str(folder / "r"), *FAST_SIMULATION, "-q")
     return folder
 
 
