@@ -222,7 +222,7 @@ class BenchProgress(BenchDisplay):
         self.close()
 
     def case_started(self, case: Case) -> None:
-        self.wait()
+        self.postpone()
         self.say(f"krea-batch at {case.name}: {pluralize(case.jobs, 'job')}")
 
     def case_progress(self, case: Case, progress: WorkerProgress) -> None:

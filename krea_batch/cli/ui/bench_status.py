@@ -48,10 +48,10 @@ class BenchDisplay:
         """Show counts, unless others were shown shortly before."""
         with self._lock:
             if time.monotonic() - self._last_shown_s >= self._display.interval_s:
-                self.wait()
+                self.postpone()
                 self._display.show(BenchStatus(counts))
 
-    def wait(self) -> None:
+    def postpone(self) -> None:
         """Show no counts until the usual interval has passed."""
         self._last_shown_s = time.monotonic()
 
