@@ -40,6 +40,7 @@ MIN_USED = 0.95
 KILLED_WITHIN = 0.75  # of the rows: an actor that is killed starts again before the end
 POLL_INTERVAL_S = 0.5
 LATENCY = "uniform:2,6"
+RESPONSE_DELAY_S = 0.3  # chosen: an actor that is killed at 25 submits/s has some that are accepted but not answered
 KEY = "benchmark"
 
 
@@ -103,7 +104,8 @@ def measure(make: Callable[[Dataset, str], Dataset], rows: int, kills: int, limi
     import ray
 
     items = [{"id": f"row-{n}", "prompt": f"image {n}"} for n in range(rows)]
-    simulator = SimulatorProcess("--tiny", "--latency", LATENCY, "--rate-limit", limit)
+    delay = ("--fault", "submit-hang=1", "--hang-duration", f"{RESPONSE_DELAY_S}s")
+    simulator = SimulatorProcess("--tiny", "--latency", LATENCY, "--rate-limit", limit, *delay)
     killer = ActorKiller(simulator, rows, kills)
     try:
         killer.start()
@@ -142,7 +144,9 @@ def main() -> None:
     limit = f"{options.limit}:{PER_S}/s"
     print("| stage | rows out | distinct | kills | surplus charges | ambiguous | used | 429s |")
     print("|---|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as out:
+    table = sys.stdout
+    # Ray prints what it thinks of killed actors, at any time.
+    with tempfile.TemporaryDirectory() as out, redirect_stdout(sys.stderr):
 
         def engine(dataset: Dataset, gateway: str) -> Dataset:
             return generate_images(
@@ -162,10 +166,9 @@ def main() -> None:
         stages = {"engine": engine, "control": control}
         results = {}
         for name in [options.only] if options.only else stages:
-            with redirect_stdout(sys.stderr):  # Ray prints there what it thinks of killed actors
-                results[name] = measure(stages[name], options.rows, options.kills, limit)
+            results[name] = measure(stages[name], options.rows, options.kills, limit)
             *counts, used, refused = results[name]
-            print(f"| {name} | {' | '.join(map(str, counts))} | {used:.3f} | {refused} |", flush=True)
+            print(f"| {name} | {' | '.join(map(str, counts))} | {used:.3f} | {refused} |", file=table, flush=True)
         ray.shutdown()
     if result := results.get("engine"):
         goal = f"{options.rows} distinct rows, 0 charged twice, used ≥ {MIN_USED}"
