@@ -23,6 +23,8 @@ LEAD = 1.5  # chosen: intents that take half as long again still do not delay th
 MIN_LEAD_S, MAX_LEAD_S = 0.02, 0.1  # measured: an intent is durable after 10 to 20 ms; on a slow disk after 60 ms
 MAX_UNSENT_S = 10.0  # chosen: a submit that was let through before so long is not going to be sent any more
 MAX_CONFIRM_S = 1.0  # chosen: a submit that has to wait longer gives up its intent, as after a pause
+TIMER_ERROR_S = 0.001  # measured: timers of uvloop, which have a resolution of a millisecond, are late by up to this
+IMMEDIATE_S = 0.0004  # measured: uvloop takes a timer of less than half a millisecond for one that is due
 MAX_SLEEP_S = 1.0  # chosen: a limit may be raised while a submit waits for it
 
 
@@ -92,6 +94,8 @@ class RateLimiter:
                 while (wait_s := self.controller.wait_s(self._now_s())) > 0:
                     if wait_s > MAX_CONFIRM_S or self.controller.paused_s(self._now_s()) > 0:
                         return None
+                    if self.controller.is_spaced:
+                        wait_s = min(wait_s, max(wait_s - TIMER_ERROR_S, IMMEDIATE_S))
                     await asyncio.sleep(wait_s)
                 now_s = self._now_s()
                 self.controller.on_sent(now_s)

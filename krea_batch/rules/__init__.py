@@ -7,13 +7,14 @@ circuit_breaker        holds all submits while the gateway fails, and lets one t
 pending_limit          how many POSTs may be pending
 delivery               holds all submits while images cannot be stored
 fail_fast              stops a run whose jobs all fail with the same error
-rate_control           keeps the configured rate and pauses after a 429; uses the next ten modules, to found_limit
+rate_control           keeps the configured rate and pauses after a 429; uses the next eleven modules, to found_limit
 rate_log               one rate for several runs: the events that all of them apply
 send_window            no window of one second has more requests than the configured rate, plus one
 answer_latency         how long answers take, and whether one is late
 rate_search            holds a rate, probes above it, and estimates it again after a refusal
 submit_log             when submits were sent: those without an answer, and accepted ones
 window_fill            fills a window as soon as it has room
+spacing_search         finds the time between two submits that a limiter without any burst requires
 bucket_fit             the rates of token buckets that explain the latest refusals
 window_fit             the numbers of windows of a second that explain them
 limit_estimate         what a refusal shows about a rate limit of any shape

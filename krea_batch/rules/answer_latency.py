@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import deque
+
 from krea_batch.rules.send_window import MARGIN_S, WINDOW_S
 
 LATE_VARIATIONS = 4.0  # RFC 6298, 2: an answer is late if it takes longer than usual by this many variations
 MIN_SMOOTHED = 8.0  # RFC 6298, 2: answers in the smoothed latency; at higher rates, those of one second
+LATEST = 64  # chosen: the latencies from which the delay of a request is judged
+MAX_DELAY_S = 0.005  # chosen: an answer that is later than by this was delayed itself
+MAX_MEAN_DELAY = 0.03  # chosen: share of the rate that waiting for delayed requests may cost
 
 
 class AnswerLatency:
@@ -15,9 +21,11 @@ class AnswerLatency:
         self.usual_s = 0.0
         self.variation_s = 0.0
         self._answers = 0.0  # how many answers are smoothed over
+        self._latest_s: deque[float] = deque(maxlen=LATEST)
 
     def observe(self, latency_s: float, per_s: float) -> float:
         """Record an answer at this rate of submits. Return by how much it is late; 0.0 if it is not."""
+        self._latest_s.append(latency_s)
         if not self._answers:
             self.usual_s, self.variation_s, self._answers = latency_s, latency_s / 2, 1.0
             return 0.0
@@ -30,6 +38,24 @@ class AnswerLatency:
         self.variation_s += (abs(difference_s) - self.variation_s) / self._answers
         self.usual_s += difference_s / self._answers
         return late_s
+
+    def delay_s(self, latency_s: float, spacing_s: float) -> float:
+        """Return by how much a request was probably delayed on its way, if the next one is `spacing_s` later.
+
+        This is how much longer its answer took than usual. What is usual is chosen so that all delays together are
+        a small share of the time, since only some of the delays are on the way of the requests.
+        """
+        latest_s = sorted(self._latest_s)
+        if latency_s >= spacing_s or not latest_s:
+            return 0.0  # The next request does not wait for the answer.
+        max_delay_s = min(MAX_DELAY_S, spacing_s / 2)
+
+        def is_enough(usual_s: float) -> bool:
+            delays_s = (min(later_s - usual_s, max_delay_s) for later_s in latest_s if later_s > usual_s)
+            return sum(delays_s) <= MAX_MEAN_DELAY * spacing_s * len(latest_s)
+
+        usual_s = latest_s[bisect_left(latest_s, True, key=is_enough)]
+        return min(max(0.0, latency_s - usual_s), max_delay_s)
 
     @property
     def long_s(self) -> float:

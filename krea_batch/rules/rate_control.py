@@ -25,6 +25,7 @@ PAUSE_GROWTH = 1.5  # chosen: all pauses until a submit is accepted are together
 MAX_PAUSE_WITHOUT_RETRY_AFTER_S = 60.0  # chosen: reached within a window of five minutes
 DISCOVERY_START_PER_S = 10.0  # chosen: a conservative start
 CAPPED_GROWTH = 2.0  # chosen: with a cap on jobs, the rate only spreads the submits of a second
+SHARED_MARGIN_S = 2 * MARGIN_S  # chosen: a delay of a send is reported in steps, and that of its arrival adds to it
 TIMER_S = 0.005  # chosen: timers are late by a millisecond or two; submits closer than this go in small groups
 LATE_S = 0.002  # measured: a submit that waits is sent 0.5 ms late, more under load; without it, 3 % of 60/s are lost
 LATE_SMOOTHING = 0.125  # RFC 6298, 2: alpha
@@ -37,12 +38,12 @@ class RateController:
     With `discover`, the user has not configured a rate: it starts low and grows fast until the first 429.
     """
 
-    def __init__(self, ceiling_per_s: float, *, discover: bool = False, margin_s: float = MARGIN_S) -> None:
+    def __init__(self, ceiling_per_s: float, *, discover: bool = False, is_shared: bool = False) -> None:
         self.ceiling_per_s = ceiling_per_s
         start_per_s = min(DISCOVERY_START_PER_S, ceiling_per_s) if discover else ceiling_per_s
-        self._window = SendWindow(ceiling_per_s, margin_s)
+        self._window = SendWindow(ceiling_per_s, SHARED_MARGIN_S if is_shared else MARGIN_S)
         self._latency = AnswerLatency()
-        self._search = RateSearch(start_per_s, ceiling_per_s, is_known=not discover)
+        self._search = RateSearch(start_per_s, ceiling_per_s, is_known=not discover, may_space=not is_shared)
         self._jobs = JobsLimit()
         self._due_s = -math.inf  # when the next submit is due at an even rate
         self._late_s = 0.0  # how late submits usually are
@@ -67,6 +68,11 @@ class RateController:
     def pace_per_s(self) -> float:
         """The rate of submits that follow each other: higher than `per_s` while a window is filled."""
         return self._search.pace_per_s
+
+    @property
+    def is_spaced(self) -> bool:
+        """Whether the time between two submits counts, because the limiter has no burst."""
+        return self._search.is_spaced
 
     def has_room(self, now_s: float, unsent: int = 0) -> bool:
         """Return whether another job may be in process, besides those that are about to be submitted."""
@@ -104,7 +110,8 @@ class RateController:
         free_s = self._window.free_s()
         if self.per_s < self.ceiling_per_s:
             if self._due_s > now_s:
-                free_s = max(free_s, self._due_s - max(0.0, TIMER_S - 1.0 / self.pace_per_s))
+                group_s = 0.0 if self._search.is_spaced else max(0.0, TIMER_S - 1.0 / self.pace_per_s)
+                free_s = max(free_s, self._due_s - group_s)
             free_s = max(free_s, self._search.free_s(unsent))
         return max(0.0, self._paused_until_s - now_s, free_s - now_s)
 
@@ -126,7 +133,9 @@ class RateController:
         self._search.on_sent(now_s, max(self._due_s, self._paused_until_s), self._latency.long_s)
         gap_s, late_s = 1.0 / self.pace_per_s, now_s - self._due_s
         self._due_s = max(self._due_s, now_s) + gap_s
-        if late_s <= LATE_S:  # else it is the first one after a break
+        if self._search.is_spaced:
+            self._due_s = now_s + gap_s
+        elif late_s <= LATE_S:  # else it is the first one after a break
             self._late_s += LATE_SMOOTHING * (max(0.0, late_s) - self._late_s)
             if late_s > 0.0:
                 self._due_s -= min(self._late_s, MAX_CATCH_UP * gap_s)
@@ -149,8 +158,8 @@ class RateController:
 
     def on_response(self, sent_s: float, now_s: float, *, accepted: bool = True) -> None:
         """Record an answer, other than 429, to a submit sent at `sent_s`."""
-        self._observe_latency(sent_s, now_s)
-        self._search.on_accepted(sent_s)
+        delay_s = self._observe_latency(sent_s, now_s)
+        self._search.on_accepted(sent_s, delay_s)
         if sent_s >= self._rate_valid_from_s:
             self._consecutive_429 = 0
             self._accepted_since_pause += 1
@@ -177,9 +186,9 @@ class RateController:
 
         Submits that were sent before the last pause show nothing new about the rate.
         """
-        self._observe_latency(sent_s, now_s)
+        delay_s = self._observe_latency(sent_s, now_s)
         submit = self._jobs.on_not_accepted(sent_s)
-        self._search.on_not_accepted(sent_s)
+        self._search.on_refused(sent_s, delay_s)
         is_new = sent_s >= self._rate_valid_from_s
         if is_new and self._refused_s is None and self._is_configured_rate(sent_s) and self._window.widen():
             self._pause_after_429(now_s, retry_after_s)
@@ -202,10 +211,18 @@ class RateController:
             retry_after_s = min(PAUSE_WITHOUT_RETRY_AFTER_S * growth, MAX_PAUSE_WITHOUT_RETRY_AFTER_S)
         self._paused_until_s = max(self._paused_until_s, now_s + retry_after_s)
 
-    def _observe_latency(self, sent_s: float, now_s: float) -> None:
+    def _observe_latency(self, sent_s: float, now_s: float) -> float:
+        """Record how long an answer took. Return by how much its submit was probably delayed on its way."""
         late_s = self._latency.observe(now_s - sent_s, self.per_s)
         if late_s > 0:
             self._window.delay(sent_s, late_s)
+        if not self._search.is_spaced:
+            return 0.0
+        spacing_s = 1.0 / self.pace_per_s
+        delay_s = self._latency.delay_s(now_s - sent_s, spacing_s)
+        if sent_s == self._latest_sent_s:
+            self._due_s = sent_s + delay_s + spacing_s
+        return delay_s
 
     def _is_configured_rate(self, sent_s: float) -> bool:
         """Whether the gateway accepted about as many submits in the last window as the user configured."""

@@ -15,10 +15,9 @@ import msgspec
 
 from krea_batch.rules.found_limit import FoundLimit
 from krea_batch.rules.rate_control import RateController
-from krea_batch.rules.send_window import BURST_S, MARGIN_S
+from krea_batch.rules.send_window import BURST_S
 
 MIN_GAP_S = 1e-6  # chosen: slots are not equal, since later events name them by their instants
-SHARED_MARGIN_S = 2 * MARGIN_S  # chosen: a delay of a send is reported in steps, and that of its arrival adds to it
 HORIZON_S = 0.5  # chosen: slots are taken at most so long before their time, so that a refusal stops few of them
 
 
@@ -183,7 +182,7 @@ class RateLog:
         )
 
     def _new_controller(self) -> RateController:
-        return RateController(self._ceiling_per_s, discover=self._discover, margin_s=SHARED_MARGIN_S)
+        return RateController(self._ceiling_per_s, discover=self._discover, is_shared=True)
 
     def _take(self, now_s: float, *, is_submit: bool) -> float | None:
         slot_s = max(now_s + self._controller.wait_s(now_s), self._even_s, self._latest_slot_s + MIN_GAP_S)

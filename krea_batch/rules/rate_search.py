@@ -1,8 +1,9 @@
 """Search for a rate limit: hold a rate, probe above it in steps, and estimate the limit again after a refusal.
 
 Submits are spread evenly, because a limiter of any shape accepts an even rate up to its limit. Only a long window is
-used differently, by `window_fill`. `limit_estimate` decides what a refusal shows about the limit; `bucket_fit` does
-so for token buckets, and `window_fit` for windows of a second. `now_s` and `sent_s` are monotonic.
+used differently, by `window_fill`. A limiter without any burst requires a time between two submits, which
+`spacing_search` finds. `limit_estimate` decides what a refusal shows about the limit; `bucket_fit` does so for token
+buckets, and `window_fit` for windows of a second. `now_s` and `sent_s` are monotonic.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 
 from krea_batch.rules.bucket_fit import MAX_SUBMITS, SLACK_S, BucketCycle, fit_rates
 from krea_batch.rules.limit_estimate import MIN_GAP, Cycle, Estimate, after_refusal
+from krea_batch.rules.spacing_search import SpacingSearch, start_spacing
 from krea_batch.rules.submit_log import KEPT_S, MAX_MEMORY_S, SubmitLog
 from krea_batch.rules.window_fill import MIN_COUNT, SATURATED_SHARE, WindowFill, is_window
 from krea_batch.rules.window_fit import MAX_CYCLES, RELEVANT_S, WindowCycle, fit_counts
@@ -52,9 +54,12 @@ class _Refusal(NamedTuple):
 
 
 class RateSearch:
-    """The rate at which submits are sent. `max_per_s` is never exceeded; without `is_known` it is to be found."""
+    """The rate at which submits are sent. `max_per_s` is never exceeded; without `is_known` it is to be found.
 
-    def __init__(self, per_s: float, max_per_s: float, *, is_known: bool) -> None:
+    With `may_space`, each submit is sent by this process, so the time between two of them can be kept.
+    """
+
+    def __init__(self, per_s: float, max_per_s: float, *, is_known: bool, may_space: bool = True) -> None:
         self.per_s = per_s
         self._max_per_s = max_per_s
         self.estimate = Estimate(per_s) if is_known else Estimate(per_s, gap=math.inf, probe_delay_s=0.0)
@@ -67,6 +72,8 @@ class RateSearch:
         self._refusal: _Refusal | None = None  # the latest one
         self._fill: WindowFill | None = None
         self._may_fill = True
+        self._spacing: SpacingSearch | None = None
+        self._may_space = may_space  # until the first refusal has shown whether the limiter may have no burst
         self._answer_s = 0.0
         self._bucket_cycles: deque[BucketCycle] = deque(maxlen=BUCKET_CYCLES)
         self._window_cycles: deque[WindowCycle] = deque(maxlen=MAX_CYCLES)
@@ -86,6 +93,12 @@ class RateSearch:
         self._answer_s = answer_s
         if self._fill is not None:
             return
+        if self._spacing is not None:
+            self._spacing.on_sent(now_s, answer_s)
+            self.per_s = 1.0 / self._spacing.spacing_s
+            if self.per_s >= self._max_per_s:
+                self.restart(now_s, replace(self.estimate, per_s=self._max_per_s))
+            return
         if self._cycle_started_s is None or now_s - due_s > IDLE_S:
             self._cycle_started_s = self._step_started_s = self._resumed_s = now_s
             self._sent_in_step = 0
@@ -100,9 +113,11 @@ class RateSearch:
         if is_used and is_due:
             self._take_step(now_s)
 
-    def on_accepted(self, sent_s: float) -> None:
-        """Record that a submit was accepted."""
+    def on_accepted(self, sent_s: float, delay_s: float = 0.0) -> None:
+        """Record that a submit was accepted, which was delayed on its way."""
         self._log.on_accepted(sent_s)
+        if self._spacing is not None:
+            self._spacing.on_answered(sent_s, delay_s)
         fill = self._fill
         if fill is None:
             return
@@ -114,8 +129,14 @@ class RateSearch:
         else:
             self.per_s = fill.per_s
 
+    def on_refused(self, sent_s: float, delay_s: float) -> None:
+        """Record that a submit was refused, which was delayed on its way."""
+        self._log.on_not_accepted(sent_s)
+        if self._spacing is not None:
+            self._spacing.on_answered(sent_s, delay_s)
+
     def on_not_accepted(self, sent_s: float) -> None:
-        """Record that a submit was refused, or not sent."""
+        """Record that a submit was not accepted for another reason than the limit, or not sent."""
         self._log.on_not_accepted(sent_s)
 
     @property
@@ -128,7 +149,14 @@ class RateSearch:
         """The limit of the gateway, as far as it is known; None if nothing was refused."""
         if self._fill is not None:
             return self._fill.count / self._fill.window_s
+        if self._spacing is not None:
+            return self.per_s
         return None if self.estimate.is_first else self.estimate.per_s
+
+    @property
+    def is_spaced(self) -> bool:
+        """Whether the time between two submits counts, because the limiter has no burst."""
+        return self._spacing is not None
 
     @property
     def is_probing_window(self) -> bool:
@@ -154,6 +182,8 @@ class RateSearch:
         have refused every submit.
         """
         if self._fill is not None and self._goes_on_filling(self._fill, now_s, refused_s):
+            return
+        if self._goes_on_spacing(now_s, refused_s):
             return
         refusal = self._refusal
         if refusal is None or self._log.count(self._resumed_s) or not refusal.accepted:
@@ -237,6 +267,23 @@ class RateSearch:
         self.restart(now_s, replace(self.estimate, per_s=per_s, gap=MIN_GAP, fallback_per_s=None))
         return True
 
+    def _goes_on_spacing(self, now_s: float, refused_s: float) -> bool:
+        """Space submits by the time between them, or start to, if the limiter may have no burst."""
+        if self._spacing is None and self._may_space:
+            accepted_s = self._log.times_s(-math.inf, refused_s + SLACK_S)
+            self._spacing = start_spacing(accepted_s, refused_s, now_s, 1.0 / self._max_per_s)
+            self._may_space = False
+        elif self._spacing is not None and not self._spacing.resume(now_s, refused_s):
+            self.restart(
+                now_s, replace(self.estimate, per_s=1.0 / self._spacing.spacing_s, gap=MIN_GAP, is_first=False)
+            )
+            return True
+        if self._spacing is None:
+            return False
+        self._cycle_started_s = self._resumed_s = now_s
+        self._set_rate(now_s, 1.0 / self._spacing.spacing_s)
+        return True
+
     @property
     def is_new(self) -> bool:
         """Whether no submit was sent so far."""
@@ -251,7 +298,8 @@ class RateSearch:
 
     def restart(self, now_s: float, estimate: Estimate) -> None:
         """Start a cycle with another estimate."""
-        self._fill = self._refusal = None
+        self._fill = self._spacing = self._refusal = None
+        self._may_space = False
         self._cycle_started_s = now_s
         self._hold(now_s, estimate)
 

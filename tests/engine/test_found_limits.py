@@ -25,6 +25,7 @@ BUCKET = draw_limiter(0)._replace(
     kind="bucket", per_s=20.0, number=5, window_s=0.25, job_s=4.0, retry_after="seconds",
     counts_refused=False, jitter_s=0.002, latency_s=0.1, lag_s=0.1,
 )  # fmt: skip
+SPACED = BUCKET._replace(number=1, window_s=0.05, jitter_s=0.0005, latency_s=0.01)
 PROCESSED = BUCKET._replace(kind="jobs in process", per_s=5.0, number=20, window_s=4.0)
 
 
@@ -78,7 +79,11 @@ async def by_shared_runs(out: Path, judged: JudgedGateway) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "min_share"), [(BUCKET, 0.9), (PROCESSED, 0.75)], ids=["bucket", "jobs in process"])
+@pytest.mark.parametrize(
+    ("case", "min_share"),
+    [(BUCKET, 0.9), (SPACED, 0.9), (PROCESSED, 0.75)],
+    ids=["bucket", "no burst", "jobs in process"],
+)
 @pytest.mark.parametrize("submit_all", [by_run, by_stream, by_enqueue, by_tenants, by_two_engines])
 def test_every_way_in_uses_a_limit_alike(
     tmp_path: Path, case: LimiterCase, min_share: float, submit_all: Callable[[Path, JudgedGateway], Awaitable[None]]

@@ -411,7 +411,7 @@ def test_auto(kind: str, retry_after: bool) -> None:
     [
         ("token-bucket:60/s", 500, 4000, 60.0, 60, 0.95),
         ("token-bucket:60/s,10", 500, 4000, 60.0, 10, 0.92),
-        ("gcra:60/s", 500, 4000, 60.0, 1, 0.70),
+        ("gcra:60/s", 500, 4000, 60.0, 1, 0.72),
         ("sliding-window:60/10s", 500, 600, 6.0, 60, 0.92),
         ("fixed-window:300/m", 500, 900, 5.0, 300, 0.92),
         ("sliding-window:300/m", 500, 900, 5.0, 300, 0.92),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 
-from krea_batch.rules.answer_latency import AnswerLatency
+from krea_batch.rules.answer_latency import MAX_DELAY_S, MAX_MEAN_DELAY, AnswerLatency
 from krea_batch.rules.send_window import COLD_MARGIN_S, MARGIN_S, MAX_MARGIN_S, WARM_UP_S, SendWindow
 
 
@@ -77,3 +78,28 @@ class TestLateAnswers:
         late = [latency.observe(0.5, 10.0) > 0 for _ in range(50)]
         assert late[0]
         assert not any(late[25:])
+
+    @pytest.mark.parametrize("spacing_s", [0.015, 0.05])
+    def test_a_delay_that_an_answer_shows(self, spacing_s: float) -> None:
+        """Of answers that take about as long as usual, one that takes longer shows a delay, up to 5 ms."""
+        latency = AnswerLatency()
+        for n in range(64):
+            latency.observe(0.001 + n % 2 * 0.0002, 50.0)
+        assert latency.delay_s(0.001, spacing_s) == 0.0
+        assert latency.delay_s(0.004, spacing_s) == pytest.approx(0.003, abs=0.0002)
+        assert latency.delay_s(0.014, spacing_s) == MAX_DELAY_S
+
+    def test_an_answer_after_the_next_request(self) -> None:
+        """A request that does not wait for the answer to the one before it is not delayed by it."""
+        latency = AnswerLatency()
+        latency.observe(0.01, 50.0)
+        assert latency.delay_s(0.02, 0.02) == 0.0
+
+    def test_answers_that_take_very_different_times(self) -> None:
+        """Waiting for delayed requests costs a small share of the rate, whatever the latencies are."""
+        latency, random = AnswerLatency(), Random(1)
+        latencies_s = [0.001 + 0.03 * random.random() for _ in range(64)]
+        for latency_s in latencies_s:
+            latency.observe(latency_s, 20.0)
+        delays_s = [latency.delay_s(latency_s, 0.05) for latency_s in latencies_s]
+        assert 0.0 < sum(delays_s) / len(delays_s) <= MAX_MEAN_DELAY * 0.05
