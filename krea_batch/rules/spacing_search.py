@@ -26,6 +26,7 @@ WIDER_SHARE = 0.02  # chosen: if submits are refused soon, they are spaced wider
 FEW_SUBMITS = 100  # chosen: a submit that is refused after fewer than this since the last pause is refused soon
 MAX_FAILURES = 5  # chosen: after as many of them, with spacing wider by a third, there may be a burst
 PROBE_SUBMITS = 20  # chosen: a step of a probe has so many submits, because single ones are accepted by chance
+PROBE_STEP_S = 1.0  # chosen: if submits are further apart, delays are a small part of the time between them
 PROBE_PAUSES = 75.0  # chosen: a probe costs a pause, so a seventieth of the time
 MIN_PROBE_DELAY_S = 45.0  # chosen: as for other limits
 UNCHANGED_STEPS = 3  # chosen: a probe that is refused until this step, by 14 %, shows no other limit
@@ -61,7 +62,7 @@ class SpacingSearch:
         self.spacing_s = self._held_s = max(self._min_s, spacing_s)
         self._is_sweep = is_sweep
         self._resumed_s = self._stepped_s = now_s
-        self._sent = self._sent_in_step = self._steps = 0
+        self._sent = self._steps = 0
 
     # ---- what happened -----------------------------------------------------------------------------------
 
@@ -72,18 +73,19 @@ class SpacingSearch:
         self._arrived_s.append(now_s)
         del self._sent_s[:-KEPT_SUBMITS], self._arrived_s[:-KEPT_SUBMITS]
         self._sent += 1
-        self._sent_in_step += 1
-        step_s = now_s - self._stepped_s
         if not is_used:
             return
+        step_s = now_s - self._stepped_s
         if self._is_sweep:
             if step_s >= answer_s / STEPS_PER_ANSWER:
                 self._take_step(now_s, SWEEP_SHARE)
-        elif now_s >= self._probe_s and self._sent_in_step >= PROBE_SUBMITS and step_s >= answer_s:
-            self._take_step(now_s, SWEEP_SHARE * 2.0**self._steps)
+        elif now_s >= self._probe_s:
+            probe_step_s = min(PROBE_STEP_S, PROBE_SUBMITS * self.spacing_s)
+            if step_s >= max(probe_step_s, self.spacing_s + answer_s):
+                self._take_step(now_s, SWEEP_SHARE * 2.0**self._steps)
 
     def _take_step(self, now_s: float, share: float) -> None:
-        self._stepped_s, self._sent_in_step = now_s, 0
+        self._stepped_s = now_s
         self._steps += 1
         self._previous_s, self.spacing_s = self.spacing_s, max(self._min_s, self.spacing_s / (1.0 + share))
 
@@ -106,11 +108,11 @@ class SpacingSearch:
         arrived_s = [*self._arrived_s[max(0, first - 1) : refused], refused_at_s]
         spacings_s = [later_s - earlier_s for earlier_s, later_s in pairwise(arrived_s)]
         refused_s, pause_s = spacings_s[-1], now_s - refused_sent_s
-        if refused - first < 2:
+        if refused - first < 2 and self._good_s <= self._held_s:
             self._resume_early(now_s, refused_s, refused_s + pause_s)
             return True
         if not self._is_sweep and self._steps > UNCHANGED_STEPS:
-            self._failed_s = 0.0
+            self._good_s = self._failed_s = 0.0
             self._continue(now_s, self._previous_s, is_sweep=True)
             return True
         if self._is_sweep:

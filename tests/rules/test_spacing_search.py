@@ -15,7 +15,6 @@ from krea_batch.rules.spacing_search import (
     MIN_PROBE_DELAY_S,
     PROBE_PAUSES,
     WIDER_SHARE,
-    SpacingSearch,
     start_spacing,
 )
 
