@@ -15,11 +15,15 @@ WINDOW_TOLERANCE = 1.1  # chosen: a window is measured from the first submit to 
 
 
 class FoundLimit(Struct, frozen=True):
-    """A rate, the time over which it is counted, and the jobs that may be in process; None if any number may."""
+    """A rate, the time over which it is counted, and the jobs that may be in process; None if any number may.
+
+    `is_spaced`: the limiter has no burst, so it requires a time between two submits.
+    """
 
     per_s: float
     memory_s: float = 0.0
     max_jobs: int | None = None
+    is_spaced: bool = False
 
     def __str__(self) -> str:
         if self.max_jobs is not None:

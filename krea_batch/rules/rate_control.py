@@ -94,12 +94,13 @@ class RateController:
         per_s, max_jobs = self._search.limit_per_s, self._jobs.cap
         if max_jobs is None and per_s is None:
             return None
-        return FoundLimit(per_s or self.per_s, self._search.memory_s, max_jobs)
+        return FoundLimit(per_s or self.per_s, self._search.memory_s, max_jobs, self.is_spaced)
 
     def resume(self, found: FoundLimit) -> None:
         """Start slightly below a limit that an earlier run has found, unless submits were sent already."""
         if self._search.is_new:
-            self._search.assume(RESUMED_SHARE * found.per_s, found.memory_s, gap=1.0 / RESUMED_SHARE - 1.0)
+            gap = 1.0 / RESUMED_SHARE - 1.0
+            self._search.assume(RESUMED_SHARE * found.per_s, found.memory_s, gap=gap, is_spaced=found.is_spaced)
             self._jobs.assume(found.max_jobs)
 
     # ---- when the next request may be sent ---------------------------------------------------------------

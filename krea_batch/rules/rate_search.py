@@ -289,12 +289,15 @@ class RateSearch:
         """Whether no submit was sent so far."""
         return self._cycle_started_s is None and self._refusal is None
 
-    def assume(self, per_s: float, memory_s: float, *, gap: float) -> None:
+    def assume(self, per_s: float, memory_s: float, *, gap: float, is_spaced: bool = False) -> None:
         """Start with an estimate of an earlier run, which is not confirmed."""
         if per_s < self._max_per_s:
             self.memory_s = memory_s
             self.estimate = Estimate(per_s, gap=gap, is_first=False, probe_delay_s=RESUMED_PROBE_DELAY_S)
             self._set_rate(-math.inf, per_s)
+            if is_spaced and self._may_space:
+                self._spacing = SpacingSearch((), 1.0 / per_s, -math.inf, 1.0 / self._max_per_s)
+                self._may_space = False
 
     def restart(self, now_s: float, estimate: Estimate) -> None:
         """Start a cycle with another estimate."""

@@ -34,15 +34,12 @@ KEPT_SUBMITS = 512  # chosen: twice as many as may be pending
 
 
 class SpacingSearch:
-    """`spacing_s` is the time from one submit to the next one, which is at least `min_s`.
+    """`spacing_s` is the time from one submit to the next one. It starts with a sweep from a spacing to `min_s`.
 
-    Submits that were sent at `sent_s` were accepted. Then one was refused that was sent `refused_s` after the latest
-    of them, and may be accepted after `accepted_s`.
+    Submits that were sent at `sent_s` were accepted, the latest one last.
     """
 
-    def __init__(
-        self, sent_s: Sequence[float], refused_s: float, accepted_s: float, now_s: float, min_s: float
-    ) -> None:
+    def __init__(self, sent_s: Sequence[float], spacing_s: float, now_s: float, min_s: float) -> None:
         self._min_s = min_s
         self._sent_s = list(sent_s[-KEPT_SUBMITS:])  # of the latest submits
         self._arrived_s = list(self._sent_s)  # of the same ones
@@ -50,12 +47,7 @@ class SpacingSearch:
         self._failures = 0  # submits that were refused soon, one after the other
         self._good_s = 0.0  # the latest spacing at which no submit was refused soon; 0.0 if there is none
         self._failed_s = 0.0  # the latest one at which one was
-        self._bisect(now_s, max(refused_s, min_s), accepted_s)
-
-    def _bisect(self, now_s: float, refused_s: float, accepted_s: float) -> None:
-        """Start a sweep between a spacing that was refused and one that may be accepted."""
-        is_wide = accepted_s > BISECTED_RATIO * refused_s
-        self._continue(now_s, math.sqrt(refused_s * accepted_s) if is_wide else accepted_s, is_sweep=True)
+        self._continue(now_s, spacing_s, is_sweep=True)
 
     def _continue(self, now_s: float, spacing_s: float, *, is_sweep: bool = False) -> None:
         """Continue at a spacing after a pause: with a sweep, or else with a probe after a while."""
@@ -103,6 +95,9 @@ class SpacingSearch:
         The first refused request was sent at `refused_sent_s`.
         """
         first, refused = bisect_left(self._sent_s, self._resumed_s), bisect_left(self._sent_s, refused_sent_s)
+        if not refused:  # The first submit after an earlier run: others have just used the limit.
+            self._continue(now_s, self._held_s, is_sweep=True)
+            return True
         is_submit = refused < len(self._sent_s)  # else it is another request
         refused_at_s = self._arrived_s[refused] if is_submit else refused_sent_s
         arrived_s = [*self._arrived_s[max(0, first - 1) : refused], refused_at_s]
@@ -131,7 +126,7 @@ class SpacingSearch:
         if self._is_known:
             accepted_s = min(accepted_s, 2.0 * refused_s)
             self._good_s = self._failed_s = 0.0
-        self._bisect(now_s, refused_s, accepted_s)
+        self._continue(now_s, _bisect(refused_s, accepted_s), is_sweep=True)
 
     def _after_probe(self) -> float:
         """Return the spacing of the last step that was not refused, unless it has failed after the last probe."""
@@ -166,4 +161,11 @@ def start_spacing(accepted_s: Sequence[float], refused_s: float, now_s: float, m
     if shortest_s <= BURST_RATIO * refused_spacing_s:
         return None
     accepted_spacing_s = min(shortest_s, refused_spacing_s + now_s - refused_s)
-    return SpacingSearch(accepted_s, refused_spacing_s, accepted_spacing_s, now_s, min_s)
+    spacing_s = _bisect(max(refused_spacing_s, min_s), accepted_spacing_s)
+    return SpacingSearch(accepted_s, spacing_s, now_s, min_s)
+
+
+def _bisect(refused_s: float, accepted_s: float) -> float:
+    """Return where to start a sweep, between a spacing that was refused and one that may be accepted."""
+    is_wide = accepted_s > BISECTED_RATIO * refused_s
+    return math.sqrt(refused_s * accepted_s) if is_wide else accepted_s

@@ -179,6 +179,15 @@ class TestTheNextRun:
         second, _ = self.run_once(tmp_path, PROCESSED, "second", clock_s=300.0)
         assert second.rate_limited / 300 < first.rate_limited / 900
 
+    def test_it_knows_that_there_is_no_burst(self, tmp_path: Path) -> None:
+        """The next run keeps the time between two submits from its start, and has hardly any 429s."""
+        first, _ = self.run_once(tmp_path, SPACED, "first", count=900)
+        [(data,)] = query_ledger(tmp_path, "SELECT data FROM found_limit")
+        assert msgspec.json.decode(data, type=FoundLimit).is_spaced
+        second, _ = self.run_once(tmp_path, SPACED, "second", count=900, clock_s=300.0)
+        assert used_share(second) >= 0.93
+        assert second.rate_limited < first.rate_limited
+
     def test_it_forgets_after_a_while(self, tmp_path: Path) -> None:
         """A limit that was found long ago is searched again."""
         self.run_once(tmp_path, BUCKET, "first")

@@ -15,6 +15,7 @@ from krea_batch.rules.spacing_search import (
     MIN_PROBE_DELAY_S,
     PROBE_PAUSES,
     WIDER_SHARE,
+    SpacingSearch,
     start_spacing,
 )
 
@@ -104,6 +105,14 @@ def test_a_limit_above_the_configured_rate() -> None:
     client = Client(0.0001)
     client.run(30.0)
     assert client.search.spacing_s == MIN_S
+
+
+def test_the_first_submit_after_an_earlier_run_is_refused() -> None:
+    """Others have used the limit, which shows nothing about the time between two submits."""
+    search = SpacingSearch((), 0.02, 0.0, MIN_S)
+    search.on_sent(0.1, ANSWER_S)
+    assert search.resume(1.1, 0.1)
+    assert search.spacing_s == 0.02
 
 
 def test_a_probe_without_success() -> None:
