@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from krea_batch.errors import FencedError, InternalError
 from krea_batch.jobs import ErrorInfo, State
-from krea_batch.ledger import Charges, Ledger
+from krea_batch.ledger import Charges, Ledger, live_runs
+from krea_batch.rules.lease import LOOK_INTERVAL_S
 from tests.ledger.operations import (
     FINGERPRINT,
     METADATA,
@@ -110,6 +111,41 @@ def test_a_run_that_has_written_meanwhile_is_not_fenced(ledger: Ledger, other: L
     assert not other.transaction(lambda ledger: ledger.fence(run_no, old_beat))
     apply_all(ledger, accept())
     assert ledger.counts() == {State.ACCEPTED: 1}
+
+
+def test_a_live_run_is_waited_for(ledger: Ledger, other: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that needs to know whether a run is alive looks again until the run has written something."""
+    start_worker(ledger)
+    looks: list[float] = []
+
+    def sleep(duration_s: float) -> None:
+        looks.append(duration_s)
+        if len(looks) == 3:
+            apply_all(ledger, lambda ledger: None)
+
+    monkeypatch.setattr("krea_batch.ledger.live_runs.time.sleep", sleep)
+    assert live_runs.fence_dead_runs(other)
+    assert looks == [LOOK_INTERVAL_S] * 3
+    assert len(other.live_runs()) == 1
+
+
+def test_a_run_whose_process_has_just_ended_is_fenced_once_it_is_known_what_it_wrote(
+    ledger: Ledger, other: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a run writes while its process ends, it is fenced at the next look, with its last beat."""
+    start_worker(ledger)
+    looks: list[str] = []
+
+    def is_released(name: str) -> bool:
+        looks.append(name)
+        if len(looks) == 1:
+            apply_all(ledger, lambda ledger: None)
+        return True
+
+    monkeypatch.setattr(live_runs, "is_released", is_released)
+    assert not live_runs.fence_dead_runs(other)
+    assert len(looks) == 2
+    assert other.live_runs() == []
 
 
 def test_a_run_that_has_ended_is_not_fenced(ledger: Ledger, other: Ledger) -> None:
