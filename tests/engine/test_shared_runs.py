@@ -24,6 +24,7 @@ from krea_batch.rules.verdicts import Ambiguous, PollFailed, Refusal, Refused
 from krea_batch.storage.run_dir import LEDGER
 from krea_batch.testing import ACCEPT, ScriptedGateway, run_virtual
 from tests.engine_fixtures import ledger_states, make_jobs, query_ledger, result_statuses
+from tests.window_stats import max_in_window
 
 PAUSE_S = 5.0
 RATE_LIMITED = Refused(Refusal.RATE_LIMITED, 429, "slow down", PAUSE_S)
@@ -85,6 +86,20 @@ def test_two_runs_of_one_file_share_its_jobs(tmp_path: Path) -> None:
     per_run = dict(query_ledger(tmp_path, "SELECT run_no, count(*) FROM submissions GROUP BY run_no"))
     assert set(per_run) == {1, 2}
     assert min(per_run.values()) >= 20
+    assert result_statuses(tmp_path) == dict.fromkeys((f"j{n}" for n in range(60)), "succeeded")
+
+
+def test_two_runs_share_a_quota_for_submits_and_polls(tmp_path: Path) -> None:
+    """Polls count against the shared rate as well, so no second has more requests of both runs than it allows."""
+    gateway = ScriptedGateway()
+
+    async def run_both(one: Engine, two: Engine) -> None:
+        await asyncio.gather(one.run(make_jobs(60)), two.run(make_jobs(60)))
+
+    run_two(tmp_path, gateway, run_both, rate="10/s", shared_quota=True)
+    polls_s = [at_s for times_s in gateway.poll_times_s.values() for at_s in times_s]
+    assert len(gateway.submit_times_s) == 60
+    assert max_in_window(sorted([*gateway.submit_times_s, *polls_s])) <= 10
     assert result_statuses(tmp_path) == dict.fromkeys((f"j{n}" for n in range(60)), "succeeded")
 
 
