@@ -34,9 +34,9 @@ KEPT_SUBMITS = 512  # chosen: twice as many as may be pending
 
 
 class SpacingSearch:
-    """`spacing_s` is the time from one submit to the next one. It starts with a sweep from a spacing to `min_s`.
+    """`spacing_s` is the time from one submit to the next one, at least `min_s`. The search starts with a sweep.
 
-    Submits that were sent at `sent_s` were accepted, the latest one last.
+    `sent_s` has the send times of the accepted submits before it, the latest one last.
     """
 
     def __init__(self, sent_s: Sequence[float], spacing_s: float, now_s: float, min_s: float) -> None:
