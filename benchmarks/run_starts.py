@@ -15,7 +15,7 @@ import tempfile
 from itertools import chain
 
 from benchmarks.report import report_goal
-from benchmarks.throughput import LimitCase, measure_in_parallel, measure_share, medians, parse_options
+from benchmarks.throughput import LimitCase, measure_alone, measure_in_parallel, parse_options
 
 JOB_S = 5  # of the limit on jobs in process
 CASES = [
@@ -34,7 +34,7 @@ CASES = [
     )
 ]
 MIN_USED = 0.92
-ALONE_REPEAT_FACTOR = 3
+ALONE_REPEAT_FACTOR = 3  # chosen: single runs differ by a twentieth
 
 
 def main() -> None:
@@ -44,11 +44,8 @@ def main() -> None:
     used = []
     with tempfile.TemporaryDirectory() as folder:
         cases = [case for case in CASES if options.only in case.limit]
-        repeat = options.repeat * (ALONE_REPEAT_FACTOR if options.share == 1 else 1)
         alone = (
-            (case, medians([measure_share(case, options.share, folder) for _ in range(repeat)]))
-            for case in cases
-            if case.burst == 1
+            (case, measure_alone(case, options, folder, ALONE_REPEAT_FACTOR)) for case in cases if case.burst == 1
         )
         others = measure_in_parallel([case for case in cases if case.burst != 1], options, folder)
         for case, median in chain(alone, others):

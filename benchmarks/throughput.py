@@ -126,6 +126,14 @@ def measure_share(case: LimitCase, share: float, parent_dir: str) -> ThroughputR
     return measure(case, max(case.burst + 20, int(case.jobs * share)), parent_dir)
 
 
+def measure_alone(
+    case: LimitCase, options: argparse.Namespace, parent_dir: str, repeat_factor: int = 1
+) -> ThroughputResult:
+    """Return the medians of several runs, one after the other. `repeat_factor` is for all forms but the short one."""
+    repeat = options.repeat * (repeat_factor if options.share == 1 else 1)
+    return medians([measure_share(case, options.share, parent_dir) for _ in range(repeat)])
+
+
 def measure_in_parallel(
     cases: Sequence[LimitCase], options: argparse.Namespace, parent_dir: str
 ) -> Iterator[tuple[LimitCase, ThroughputResult]]:
@@ -148,13 +156,11 @@ def main() -> None:
     print("| configured | limit | used | max in a second | 429s per job | CPU ms per job |")
     print("|---|---|---|---|---|---|")
     cases = [case for case in LIMIT_CASES if options.only in case.name + case.limit]
-    repeat_factor = CONFIGURED_REPEAT_FACTOR if options.share == 1 else 1
     results: list[tuple[LimitCase, ThroughputResult]] = []
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
             if case.is_configured:
-                runs = range(options.repeat * repeat_factor)
-                results.append((case, medians([measure_share(case, options.share, folder) for _ in runs])))
+                results.append((case, measure_alone(case, options, folder, CONFIGURED_REPEAT_FACTOR)))
                 _print_row(*results[-1])
         unconfigured = [case for case in cases if not case.is_configured]
         for result in measure_in_parallel(unconfigured, options, folder):

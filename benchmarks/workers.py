@@ -19,7 +19,7 @@ import statistics
 import tempfile
 
 from benchmarks.report import report_goal
-from benchmarks.throughput import LimitCase, measure_share, medians, parse_options
+from benchmarks.throughput import LimitCase, measure_alone, measure_share, parse_options
 from tests.postgres_server import remove_shared_server, shared_server
 
 WORKERS = (0, 1, 2, 4)
@@ -59,7 +59,7 @@ def measure_all(options: argparse.Namespace, url: str) -> None:
         for case in cases:
             if options.only not in f"{case.name} {case.limit} {case.workers}":
                 continue
-            median = medians([measure_share(case, options.share, folder) for _ in range(options.repeat)])
+            median = measure_alone(case, options, folder)
             if case.name == "configured" and case.workers > 1:
                 used.append(median)
             processes = f"{case.workers}, shared" if case.workers else "1, alone"
