@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from krea_batch.rules.bucket_fit import SLACK_S
+from krea_batch.rules.window_fill import PROBE_DELAY_S
 
 BURST_RATIO = 1.1  # chosen: a limiter that accepts a submit after so much less time than it refused one has a burst
 BISECTED_RATIO = 4.0  # chosen: a sweep through a wider range takes long, so it starts in the middle
@@ -28,7 +29,6 @@ MAX_FAILURES = 5  # chosen: after as many of them, with spacing wider by a third
 PROBE_SUBMITS = 20  # chosen: a step of a probe has so many submits, because single ones are accepted by chance
 PROBE_STEP_S = 1.0  # chosen: if submits are further apart, delays are a small part of the time between them
 PROBE_PAUSES = 75.0  # chosen: a probe costs a pause, so a seventieth of the time
-MIN_PROBE_DELAY_S = 45.0  # chosen: as for other limits
 UNCHANGED_STEPS = 3  # chosen: a probe that is refused until this step, by 14 %, shows no other limit
 KEPT_SUBMITS = 512  # chosen: twice as many as may be pending
 
@@ -117,7 +117,7 @@ class SpacingSearch:
         else:
             spacing_s = self._after_refusal()
         self._is_known = True
-        self._probe_s = now_s + max(MIN_PROBE_DELAY_S, PROBE_PAUSES * pause_s)
+        self._probe_s = now_s + max(PROBE_DELAY_S, PROBE_PAUSES * pause_s)
         self._continue(now_s, spacing_s)
         return self._failures <= MAX_FAILURES
 

@@ -12,12 +12,12 @@ from krea_batch.rules.spacing_search import (
     FEW_SUBMITS,
     MARGIN_SHARE,
     MAX_FAILURES,
-    MIN_PROBE_DELAY_S,
     PROBE_PAUSES,
     WIDER_SHARE,
     SpacingSearch,
     start_spacing,
 )
+from krea_batch.rules.window_fill import PROBE_DELAY_S
 
 ANSWER_S = 0.002
 MIN_S = 0.002
@@ -36,8 +36,12 @@ class Client:
         search = start_spacing([0.0], 0.001, PAUSE_S, MIN_S)
         assert search is not None
         self.search, self.now_s, self._latest_s = search, PAUSE_S, 0.0
-        self.pauses = 1
-        self.pauses_s: list[float] = []
+        self.pauses_s: list[float] = []  # when submits were refused
+
+    @property
+    def pauses(self) -> int:
+        """The number of pauses, with the one before the search."""
+        return 1 + len(self.pauses_s)
 
     def submit(self) -> bool:
         """Send a submit. Return whether the search goes on; a refused submit is followed by a pause."""
@@ -49,7 +53,6 @@ class Client:
         if refused_s <= 0.0:
             self._latest_s = sent_s + delay_s
             return True
-        self.pauses += 1
         self.pauses_s.append(sent_s)
         self.now_s = sent_s + max(PAUSE_S, refused_s)
         return search.resume(self.now_s, sent_s)
@@ -96,7 +99,7 @@ def test_the_limit_is_found_with_few_pauses(limit_s: float) -> None:
     assert limit_s <= client.search.spacing_s <= 1.04 * limit_s
     pauses = client.pauses
     assert pauses <= 5
-    client.run(MIN_PROBE_DELAY_S)
+    client.run(PROBE_DELAY_S)
     assert client.pauses == pauses
 
 
@@ -120,7 +123,7 @@ def test_a_probe_without_success() -> None:
     client = Client(1 / 60)
     client.run(400.0)
     intervals_s = [later_s - earlier_s for earlier_s, later_s in pairwise(client.pauses_s[1:])]
-    assert min(intervals_s) >= max(MIN_PROBE_DELAY_S, PROBE_PAUSES * PAUSE_S)
+    assert min(intervals_s) >= max(PROBE_DELAY_S, PROBE_PAUSES * PAUSE_S)
     assert 1 / 60 <= client.search.spacing_s <= 1.03 / 60
 
 
