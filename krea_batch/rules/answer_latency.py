@@ -45,9 +45,9 @@ class AnswerLatency:
         This is how much longer its answer took than usual. What is usual is chosen so that all delays together are
         a small share of the time, since only some of the delays are on the way of the requests.
         """
-        latest_s = sorted(self._latest_s)
-        if latency_s >= spacing_s or not latest_s:
+        if latency_s >= spacing_s:
             return 0.0  # The next request does not wait for the answer.
+        latest_s = sorted(self._latest_s)
         max_delay_s = min(MAX_DELAY_S, spacing_s / 2)
 
         def is_enough(usual_s: float) -> bool:

@@ -111,7 +111,7 @@ class RateController:
         free_s = self._window.free_s()
         if self.per_s < self.ceiling_per_s:
             if self._due_s > now_s:
-                group_s = 0.0 if self._search.is_spaced else max(0.0, TIMER_S - 1.0 / self.pace_per_s)
+                group_s = 0.0 if self.is_spaced else max(0.0, TIMER_S - 1.0 / self.pace_per_s)
                 free_s = max(free_s, self._due_s - group_s)
             free_s = max(free_s, self._search.free_s(unsent))
         return max(0.0, self._paused_until_s - now_s, free_s - now_s)
@@ -134,9 +134,7 @@ class RateController:
         self._search.on_sent(now_s, max(self._due_s, self._paused_until_s), self._latency.long_s)
         gap_s, late_s = 1.0 / self.pace_per_s, now_s - self._due_s
         self._due_s = max(self._due_s, now_s) + gap_s
-        if self._search.is_spaced:
-            self._due_s = now_s + gap_s
-        elif late_s <= LATE_S:  # else it is the first one after a break
+        if late_s <= LATE_S and not self.is_spaced:  # else it is the first one after a break
             self._late_s += LATE_SMOOTHING * (max(0.0, late_s) - self._late_s)
             if late_s > 0.0:
                 self._due_s -= min(self._late_s, MAX_CATCH_UP * gap_s)
@@ -217,7 +215,7 @@ class RateController:
         late_s = self._latency.observe(now_s - sent_s, self.per_s)
         if late_s > 0:
             self._window.delay(sent_s, late_s)
-        if not self._search.is_spaced:
+        if not self.is_spaced:
             return 0.0
         spacing_s = 1.0 / self.pace_per_s
         delay_s = self._latency.delay_s(now_s - sent_s, spacing_s)
