@@ -30,6 +30,11 @@ def test_seeds_of_workers(first: int) -> None:
     assert sum(result.crashes for result in results) > 0
 
 
+def test_a_closed_run_may_be_fenced_before_its_worker_ends() -> None:
+    """In this seed, a worker stalls after it has released its lock, and another one fences its run."""
+    assert run_seed(8939, workers=True).failure == ""
+
+
 def test_a_seed_of_workers_is_reproducible(tmp_path: Path) -> None:
     """Two runs of one seed take the same steps and have the same charges."""
     histories = []

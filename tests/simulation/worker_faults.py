@@ -22,7 +22,8 @@ from tests.simulation.worker_loop import SimulatedWorker, WorkerLoop, current_wo
 class WorkerFiles:
     """The ledgers and directories that a worker has opened and locked.
 
-    `run_no` is that of its run. From `cut_off_s` on, its ledger raises; with `commits_once`, not before it has
+    `run_no` is that of its run, and `closed_runs` has those whose process locks it released after it had closed their
+    ledgers. From `cut_off_s` on, its ledger raises; with `commits_once`, not before it has
     committed an acceptance, which it does not admit. After a number of commits, the worker stalls for some
     seconds (`pause_after`). With `wakes_when_dead` it goes on in the moment in which another one has seen it stand
     still for long enough. With `loses_lock_file`, a program that cleans up has removed the file of its process lock.
@@ -42,13 +43,14 @@ class WorkerFiles:
         self.wakes_when_dead = wakes_when_dead
         self.loses_lock_file = loses_lock_file
         self.run_no: int | None = None
+        self.closed_runs: set[int | None] = set()
         self._cut_off_s = cut_off_s
         self._commits_once = commits_once
         self._pause_after = pause_after
         self._commits = 0
         self.was_cut_off = False
         self.was_alone_at_end = False
-        self._ledgers: list[SqliteLedger] = []
+        self._ledgers: set[SqliteLedger] = set()
         self._run_dirs: list[RunDir] = []
         self._process_locks: list[ProcessLock] = []
 
@@ -59,7 +61,7 @@ class WorkerFiles:
 
     def release(self) -> None:
         """Close and unlock them, as the operating system does when a process is killed."""
-        for ledger in self._ledgers:
+        for ledger in list(self._ledgers):
             ledger.close()
         for directory in self._run_dirs:
             directory.unlock()
@@ -67,7 +69,7 @@ class WorkerFiles:
             lock.release()
 
     def add_ledger(self, ledger: SqliteLedger) -> None:
-        self._ledgers.append(ledger)
+        self._ledgers.add(ledger)
 
     def add_run_dir(self, directory: RunDir) -> None:
         self._run_dirs.append(directory)
@@ -76,6 +78,13 @@ class WorkerFiles:
         self._process_locks.append(lock)
         if self.loses_lock_file:
             remove_lock_file(lock.name)
+
+    def on_ledger_closed(self, ledger: SqliteLedger) -> None:
+        self._ledgers.discard(ledger)
+
+    def on_lock_released(self) -> None:
+        if not self._ledgers:
+            self.closed_runs.add(self.run_no)
 
     def attempt(self, now_s: float, ledger: SqliteLedger, attempt: Callable[[], Any]) -> Any:
         """Commit a transaction, or fail."""
@@ -140,7 +149,7 @@ def _watched_ledgers(
     files: dict[SimulatedWorker, WorkerFiles],
     on_commit: Callable[[WorkerFiles, int | None], None],
 ) -> Iterator[None]:
-    init, attempt = SqliteLedger.__init__, SqliteLedger._attempt
+    init, attempt, close = SqliteLedger.__init__, SqliteLedger._attempt, SqliteLedger.close
 
     def watched_init(ledger: SqliteLedger, *args: Any) -> None:
         init(ledger, *args)
@@ -163,7 +172,13 @@ def _watched_ledgers(
             on_commit(own, beat_of)
         return result
 
+    def watched_close(ledger: SqliteLedger) -> None:
+        close(ledger)
+        for own in files.values():
+            own.on_ledger_closed(ledger)
+
     with (
+        patch.object(SqliteLedger, "close", watched_close),
         patch.object(SqliteLedger, "__init__", watched_init),
         patch.object(SqliteLedger, "_attempt", watched_attempt),
     ):
@@ -195,12 +210,20 @@ def _watched_run_dirs(files: dict[SimulatedWorker, WorkerFiles]) -> Iterator[Non
 
 @contextmanager
 def _watched_process_locks(files: dict[SimulatedWorker, WorkerFiles]) -> Iterator[None]:
-    acquire = ProcessLock.acquire
+    acquire, release = ProcessLock.acquire, ProcessLock.release
 
     def watched_acquire(lock: ProcessLock) -> None:
         acquire(lock)
         if worker := current_worker():
             files[worker].add_process_lock(lock)
 
-    with patch.object(ProcessLock, "acquire", watched_acquire):
+    def watched_release(lock: ProcessLock) -> None:
+        release(lock)
+        if worker := current_worker():
+            files[worker].on_lock_released()
+
+    with (
+        patch.object(ProcessLock, "acquire", watched_acquire),
+        patch.object(ProcessLock, "release", watched_release),
+    ):
         yield

@@ -94,4 +94,8 @@ class WorkerInvariants(Invariants):
 
     def _has_released_its_lock(self, run_no: int) -> bool:
         files = self._workers_scenario.gateway.files.values()
-        return any(own.run_no == run_no and own.worker.is_gone and not own.loses_lock_file for own in files)
+        return any(
+            (run_no in own.closed_runs or (own.run_no == run_no and own.worker.has_crashed))
+            and not own.loses_lock_file
+            for own in files
+        )
