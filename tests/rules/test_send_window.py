@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from krea_batch.rules.answer_latency import MAX_DELAY_S, MAX_MEAN_DELAY, AnswerLatency
+from krea_batch.rules.answer_latency import MAX_DELAY_S, MAX_MEAN_DELAY, MAX_MEAN_LATE_S, AnswerLatency
 from krea_batch.rules.send_window import COLD_MARGIN_S, MARGIN_S, MAX_MARGIN_S, WARM_UP_S, SendWindow
 
 
@@ -63,12 +63,33 @@ class TestTheWindow:
 
 class TestLateAnswers:
     def test_an_answer_that_takes_far_longer_is_late(self) -> None:
-        """After regular answers, one that takes four times as long is late by the difference."""
+        """After answers that vary, one that takes three times as long is late by the difference."""
         latency = AnswerLatency()
-        assert not any(latency.observe(0.1 + n % 3 * 0.01, 50.0) for n in range(100))
-        assert latency.observe(0.4, 50.0) == pytest.approx(0.29, abs=0.01)
-        assert latency.usual_s == pytest.approx(0.11, abs=0.01)
+        assert not any([latency.observe(0.1 + n % 3 * 0.03, 50.0) for n in range(200)][100:])
+        assert latency.observe(0.4, 50.0) == pytest.approx(0.27, abs=0.01)
+        assert latency.usual_s == pytest.approx(0.13, abs=0.01)
         assert latency.long_s > latency.usual_s
+
+    def test_a_small_delay_counts_if_that_costs_little(self) -> None:
+        """Among answers that take about as long, one that takes longer than the fastest and the margin is late."""
+        latency, random = AnswerLatency(), Random(1)
+        late_s = [latency.observe(0.001 + 0.01 * random.random() ** 2, 800.0) for _ in range(2000)]
+        assert sum(late_s) / len(late_s) <= MAX_MEAN_LATE_S
+        assert latency.observe(0.011, 800.0) == pytest.approx(0.01 - MARGIN_S / 2, abs=0.001)
+
+    def test_a_stall_does_not_make_late_answers_usual(self) -> None:
+        """All requests of a stall are late, and a following one that is fast may be sent too early otherwise."""
+        latency = AnswerLatency()
+        for _ in range(1000):
+            latency.observe(0.002, 800.0)
+        late_s = [latency.observe(0.022, 800.0) for _ in range(16)]
+        assert min(late_s) == pytest.approx(0.02 - MARGIN_S / 2, abs=0.001)
+
+    def test_a_delay_among_very_different_answers(self) -> None:
+        """If the time that answers take varies by much, one is late only if it takes far longer."""
+        latency, random = AnswerLatency(), Random(1)
+        late_s = [latency.observe(0.5 + 0.1 * random.random(), 800.0) for _ in range(2000)]
+        assert not any(late_s[1000:])
 
     def test_slower_answers_become_usual(self) -> None:
         """If all answers get slower, they are not late for long."""
