@@ -25,7 +25,7 @@ class AnswerLatency:
         self._fast_s = 0.0  # how long the fastest answers take
         self._mean_late_s = 0.0  # by how much answers take longer than that, and than the margin absorbs
         self._answers = 0.0  # how many answers are smoothed over
-        self._latest_s: deque[float] = deque(maxlen=LATEST)
+        self._latest_s: deque[float] = deque(maxlen=LATEST)  # of requests whose spacing counts
 
     def observe(self, latency_s: float, per_s: float) -> float:
         """Record an answer at this rate of submits. Return by how much it is late; 0.0 if it is not.
@@ -33,7 +33,6 @@ class AnswerLatency:
         Every answer is compared with the fastest ones, since the next request may be as fast. If that costs too much
         of the rate, because answers take very different times, only those are late that take far longer than usual.
         """
-        self._latest_s.append(latency_s)
         if not self._answers:
             self.usual_s = self._fast_s = latency_s
             self.variation_s, self._answers = latency_s / 2, 1.0
@@ -53,11 +52,12 @@ class AnswerLatency:
         return late_s
 
     def delay_s(self, latency_s: float, spacing_s: float) -> float:
-        """Return by how much a request was probably delayed on its way, if the next one is `spacing_s` later.
+        """Record an answer while requests are `spacing_s` apart. Return by how much its request was probably delayed.
 
         This is how much longer its answer took than usual. What is usual is chosen so that all delays together are
         a small share of the time, since only some of the delays are on the way of the requests.
         """
+        self._latest_s.append(latency_s)
         if latency_s >= spacing_s:
             return 0.0  # The next request does not wait for the answer.
         latest_s = sorted(self._latest_s)

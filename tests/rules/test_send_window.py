@@ -105,15 +105,24 @@ class TestLateAnswers:
         """Of answers that take about as long as usual, one that takes longer shows a delay, up to 5 ms."""
         latency = AnswerLatency()
         for n in range(64):
-            latency.observe(0.001 + n % 2 * 0.0002, 50.0)
+            latency.delay_s(0.001 + n % 2 * 0.0002, spacing_s)
         assert latency.delay_s(0.001, spacing_s) == 0.0
         assert latency.delay_s(0.004, spacing_s) == pytest.approx(0.003, abs=0.0002)
         assert latency.delay_s(0.014, spacing_s) == MAX_DELAY_S
 
+    def test_answers_before_requests_were_spaced(self) -> None:
+        """The answers to a burst take longer, so they do not tell how long answers usually take afterwards."""
+        latency = AnswerLatency()
+        for _ in range(64):
+            latency.observe(0.01, 500.0)
+        for _ in range(8):
+            latency.delay_s(0.001, 0.02)
+        assert latency.delay_s(0.004, 0.02) == pytest.approx(0.003)
+
     def test_an_answer_after_the_next_request(self) -> None:
         """A request that does not wait for the answer to the one before it is not delayed by it."""
         latency = AnswerLatency()
-        latency.observe(0.01, 50.0)
+        latency.delay_s(0.01, 0.02)
         assert latency.delay_s(0.02, 0.02) == 0.0
 
     def test_answers_that_take_very_different_times(self) -> None:
@@ -121,6 +130,6 @@ class TestLateAnswers:
         latency, random = AnswerLatency(), Random(1)
         latencies_s = [0.001 + 0.03 * random.random() for _ in range(64)]
         for latency_s in latencies_s:
-            latency.observe(latency_s, 20.0)
+            latency.delay_s(latency_s, 0.05)
         delays_s = [latency.delay_s(latency_s, 0.05) for latency_s in latencies_s]
         assert 0.0 < sum(delays_s) / len(delays_s) <= MAX_MEAN_DELAY * 0.05
