@@ -101,7 +101,7 @@ class SpacingSearch:
         is_submit = refused < len(self._sent_s)  # else it is another request
         refused_at_s = self._arrived_s[refused] if is_submit else refused_sent_s
         arrived_s = [*self._arrived_s[max(0, first - 1) : refused], refused_at_s]
-        spacings_s = [later_s - earlier_s for earlier_s, later_s in pairwise(arrived_s)]
+        spacings_s = _spacings(arrived_s)
         refused_s, pause_s = spacings_s[-1], now_s - refused_sent_s
         if refused - first < 2 and self._good_s <= self._held_s:
             self._resume_early(now_s, refused_s, refused_s + pause_s)
@@ -111,7 +111,10 @@ class SpacingSearch:
             self._continue(now_s, self._previous_s, is_sweep=True)
             return True
         if self._is_sweep:
-            spacing_s = (1.0 + MARGIN_SHARE) * max(refused_s, min(self._held_s, *spacings_s[1:-1]))
+            # An answer that was delayed itself makes the next request seem to have arrived sooner than it did.
+            sent_spacings_s = _spacings(self._sent_s[max(0, first - 1) : refused])
+            accepted_s = min(self._held_s, *map(max, spacings_s[1:-1], sent_spacings_s[1:]))
+            spacing_s = (1.0 + MARGIN_SHARE) * max(refused_s, accepted_s)
         elif self._steps:
             spacing_s = self._after_probe()
         else:
@@ -157,12 +160,16 @@ def start_spacing(accepted_s: Sequence[float], refused_s: float, now_s: float, m
         refused_spacing_s = 0.0  # Of submits that are sent together, not always the first one is accepted.
     else:
         return None
-    shortest_s = min((later_s - earlier_s for earlier_s, later_s in pairwise(accepted_s)), default=math.inf)
+    shortest_s = min(_spacings(accepted_s), default=math.inf)
     if shortest_s <= BURST_RATIO * refused_spacing_s:
         return None
     accepted_spacing_s = min(shortest_s, refused_spacing_s + now_s - refused_s)
     spacing_s = _bisect(max(refused_spacing_s, min_s), accepted_spacing_s)
     return SpacingSearch(accepted_s, spacing_s, now_s, min_s)
+
+
+def _spacings(times_s: Sequence[float]) -> list[float]:
+    return [later_s - earlier_s for earlier_s, later_s in pairwise(times_s)]
 
 
 def _bisect(refused_s: float, accepted_s: float) -> float:

@@ -27,12 +27,16 @@ PAUSE_S = 1.0
 class Client:
     """Sends submits at the spacing of a search to a limiter without any burst, which accepts one each `limit_s`.
 
-    `delay_s` returns the delay of a submit, which its answer shows.
+    `delay_s` returns the delay of a submit, which its answer shows. `answer_delay_s` returns that of the answer
+    itself, which looks the same.
     """
 
-    def __init__(self, limit_s: float, *, delay_s: Callable[[], float] = float) -> None:
+    def __init__(
+        self, limit_s: float, *, delay_s: Callable[[], float] = float, answer_delay_s: Callable[[], float] = float
+    ) -> None:
         self.limit_s = limit_s
         self._delay_s = delay_s
+        self._answer_delay_s = answer_delay_s
         search = start_spacing([0.0], 0.001, PAUSE_S, MIN_S)
         assert search is not None
         self.search, self.now_s, self._latest_s = search, PAUSE_S, 0.0
@@ -47,8 +51,9 @@ class Client:
         """Send a submit. Return whether the search goes on; a refused submit is followed by a pause."""
         search, sent_s, delay_s = self.search, self.now_s, self._delay_s()
         search.on_sent(sent_s, ANSWER_S)
-        search.on_answered(sent_s, delay_s)
-        self.now_s += search.spacing_s + delay_s
+        shown_s = delay_s + self._answer_delay_s()
+        search.on_answered(sent_s, shown_s)
+        self.now_s += search.spacing_s + shown_s
         refused_s = self.limit_s - (sent_s + delay_s - self._latest_s)
         if refused_s <= 0.0:
             self._latest_s = sent_s + delay_s
@@ -101,6 +106,15 @@ def test_the_limit_is_found_with_few_pauses(limit_s: float) -> None:
     assert pauses <= 5
     client.run(PROBE_DELAY_S)
     assert client.pauses == pauses
+
+
+def test_an_answer_that_is_late_itself() -> None:
+    """After a late answer, a spacing below the limit is accepted, because the next submit is sent later."""
+    limit_s = 0.0168
+    client = Client(limit_s, answer_delay_s=lambda: 0.002 * (0.98 * limit_s < client.search.spacing_s < limit_s))
+    client.run(2.5)
+    assert client.pauses == 2
+    assert client.search.spacing_s >= limit_s
 
 
 def test_a_limit_above_the_configured_rate() -> None:
