@@ -16,7 +16,7 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -59,10 +59,10 @@ class StatelessGateway:
         self.ideal_s = 0.0  # until the last one is finished, where each is submitted as soon as the rate lets it
 
     async def submit(
-        self, _: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
+        self, _: bytes, *, callback: str = "", on_sending: Callable[[], Awaitable[str | None]] | None = None
     ) -> PostVerdict:
         if on_sending:
-            on_sending()
+            await on_sending()
         await asyncio.sleep(RESPONSE_LATENCY_S)
         latency_s = self.latency_s()
         self.ideal_s = max(self.ideal_s, self._accepted / RATE_LIMIT_PER_S + latency_s)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import Random
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -96,7 +96,7 @@ class LatencyGateway(ScriptedGateway):
         self.lag_s = 0.0
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], Awaitable[str | None]] | None = None
     ) -> PostVerdict:
         accepted: Any = await super().submit(body, on_sending=on_sending)
         self.accepted_s[accepted.request_id] = asyncio.get_running_loop().time()

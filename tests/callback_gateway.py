@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
 
@@ -41,7 +41,7 @@ class CallbackGateway(ScriptedGateway):
         self._callback_tasks: list[asyncio.Task[None]] = []
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], Awaitable[str | None]] | None = None
     ) -> PostVerdict:
         verdict = await super().submit(body, on_sending=on_sending)
         assert isinstance(verdict, Accepted)

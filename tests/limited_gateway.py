@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import orjson
 
@@ -16,18 +16,23 @@ _numbers = itertools.count()
 
 
 class LimitedGateway(ScriptedGateway):
-    """Accepts jobs as the limiter allows. Several gateways may share one limiter, as engines share a key."""
+    """Accepts jobs as the limiter allows. Several gateways may share one limiter, as engines share a key.
 
-    def __init__(self, judged: JudgedGateway) -> None:
+    Each POST has a connection of its own, which takes a random time of up to `connect_s`.
+    """
+
+    def __init__(self, judged: JudgedGateway, connect_s: float = 0.0) -> None:
         super().__init__()
+        self._connect_s = connect_s
         self._judged = judged
         self._end_s: dict[str, float] = {}
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], Awaitable[str | None]] | None = None
     ) -> PostVerdict:
+        await asyncio.sleep(self._judged.random.random() * self._connect_s)
         if on_sending:
-            on_sending()
+            await on_sending()
         await asyncio.sleep(self._judged.delay_s())
         wait_s, end_s = self._judged.submit(asyncio.get_running_loop().time())
         await asyncio.sleep(self._judged.latency_s())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class RecordingGateway:
         self._recorder = recorder
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], Awaitable[str | None]] | None = None
     ) -> PostVerdict:
         verdict = await self._gateway.submit(body, callback=callback, on_sending=on_sending)
         match verdict:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from random import Random
 from typing import Self
 
@@ -55,9 +55,9 @@ class ModelGateway:
         self.accepted_s: list[float] = []
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], Awaitable[str | None]] | None = None
     ) -> PostVerdict:
-        if on_sending and (reason := on_sending()):
+        if on_sending and (reason := await on_sending()):
             return NotSent(reason)
         now_s = asyncio.get_running_loop().time()
         refusal = self._check_limit(now_s)

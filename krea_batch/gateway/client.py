@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self
@@ -133,11 +133,11 @@ class GatewayClient:
     # ---- POSTs -------------------------------------------------------------------------------------------
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], Awaitable[str | None]] | None = None
     ) -> PostVerdict:
         """POST a job's body once, and return the outcome. `callback` is the webhook URL.
 
-        `on_sending` is called once, just before the first byte can leave. If it returns a reason, or this call is
+        `on_sending` is awaited once, just before the first byte can leave. If it returns a reason, or this call is
         cancelled earlier, nothing is sent. The connection may take `request_timeout_s`. The answer may take
         LATE_ANSWER_S longer, because a POST that was sent may be paid for.
         """
@@ -148,9 +148,9 @@ class GatewayClient:
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
 
-        def begin_sending() -> str | None:
+        async def begin_sending() -> str | None:
             nonlocal timer
-            if on_sending and (reason := on_sending()):
+            if on_sending and (reason := await on_sending()):
                 return reason
             timer = loop.call_later(self._request_timeout_s + LATE_ANSWER_S, look_once_more)
             limit.reschedule(None)

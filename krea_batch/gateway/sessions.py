@@ -21,7 +21,7 @@ import re
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,17 +49,17 @@ class NotAllowed(aiohttp.ClientError):
 class Transmission:
     """Whether the first byte of a request may have left.
 
-    `on_sending` is called once, just before that. If it returns a reason, nothing is sent, and NotAllowed is raised.
+    `on_sending` is awaited once, just before that. If it returns a reason, nothing is sent, and NotAllowed is raised.
     """
 
-    def __init__(self, on_sending: Callable[[], str | None] | None = None) -> None:
+    def __init__(self, on_sending: Callable[[], Awaitable[str | None]] | None = None) -> None:
         self._on_sending = on_sending
         self.has_begun = False
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         if self.has_begun:
             return
-        if self._on_sending and (reason := self._on_sending()):
+        if self._on_sending and (reason := await self._on_sending()):
             raise NotAllowed(reason)
         self.has_begun = True
 
@@ -67,7 +67,7 @@ class Transmission:
 async def _on_headers(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
     # aiohttp emits on_request_headers_sent before it writes the headers. A connection is open by then; a failure of
     # DNS, TCP, TLS or of CONNECT to a proxy comes earlier.
-    context.trace_request_ctx.begin()
+    await context.trace_request_ctx.begin()
 
 
 async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol, Self
 
 from krea_batch.jobs import Outcome
@@ -33,15 +33,15 @@ class ImageBody(Protocol):
 class Gateway(Protocol):
     """The requests that the stages send. A result that is not a success is a verdict, not an exception.
 
-    `submit` POSTs a body; `callback` is the URL for callbacks, or empty. It calls `on_sending` once, just before the
-    first byte can leave. If that returns a reason, or `submit` is cancelled earlier, nothing is sent. It may wait for
-    a late answer for longer than `request_timeout_s`; if it is cancelled then, the answer is lost. `poll` reads the
-    status of a job. `download` requests an image from `offset` on, if it still has that `etag`; it raises
-    DownloadError.
+    `submit` POSTs a body; `callback` is the URL for callbacks, or empty. When there is a connection, it awaits
+    `on_sending` once, just before the first byte can leave. If that returns a reason, or `submit` is cancelled
+    earlier, nothing is sent. It may wait for a late answer for longer than `request_timeout_s`; if it is cancelled
+    then, the answer is lost. `poll` reads the status of a job. `download` requests an image from `offset` on, if it
+    still has that `etag`; it raises DownloadError.
     """
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], Awaitable[str | None]] | None = None
     ) -> PostVerdict: ...
     async def poll(self, request_id: str) -> PollVerdict: ...
     async def download(self, url: str, *, offset: int = 0, etag: str | None = None) -> ImageBody: ...

@@ -14,6 +14,7 @@ from aiolimiter import AsyncLimiter
 
 from krea_batch.errors import SettingsError
 from krea_batch.ledger.writer import COMMIT_SMOOTHING
+from krea_batch.rules.answer_latency import LATE_VARIATIONS, AnswerLatency
 from krea_batch.rules.rate_control import RateController
 from krea_batch.rules.send_window import BURST_S
 from krea_batch.settings import Rate
@@ -25,6 +26,7 @@ MAX_UNSENT_S = 10.0  # chosen: a submit that was let through before so long is n
 MAX_CONFIRM_S = 1.0  # chosen: a submit that has to wait longer gives up its intent, as after a pause
 TIMER_ERROR_S = 0.001  # measured: timers of uvloop, which have a resolution of a millisecond, are late by up to this
 IMMEDIATE_S = 0.0004  # measured: uvloop takes a timer of less than half a millisecond for one that is due
+MAX_CONNECT_S = 0.1  # chosen: no server closes a connection that waits for so short a time
 MAX_SLEEP_S = 1.0  # chosen: a limit may be raised while a submit waits for it
 
 
@@ -61,6 +63,7 @@ class RateLimiter:
         self._confirm_lock = asyncio.Lock()
         self._changed = asyncio.Event()  # a submit was confirmed or given up, or a job has ended
         self._unsent_s: deque[float] = deque()  # when submits were let through that are not confirmed yet
+        self._connection = AnswerLatency()  # how long connections take
         self._commit_s = MIN_LEAD_S / LEAD  # the usual time from `acquire` to `confirm`
 
     def __repr__(self) -> str:
@@ -86,22 +89,39 @@ class RateLimiter:
             self._unsent_s.append(self._now_s())
 
     async def confirm(self) -> float | None:
-        """Count a submit that is due and return its send time; None if it would now have to wait for long."""
+        """Count a submit that is due and return its send time; None if it would now have to wait for long.
+
+        If the time between two submits counts, the send time is a little later than now: see `hold`.
+        """
         acquired_s = self._unsent_s[0] if self._unsent_s else self._now_s()
         self._commit_s += COMMIT_SMOOTHING * (min(self._now_s() - acquired_s, MAX_LEAD_S) - self._commit_s)
         try:
             async with self._confirm_lock:
-                while (wait_s := self.controller.wait_s(self._now_s())) > 0:
+                while (wait_s := self.controller.wait_s(self._now_s()) - self._connect_s()) > 0:
                     if wait_s > MAX_CONFIRM_S or self.controller.paused_s(self._now_s()) > 0:
                         return None
-                    if self.controller.is_spaced:
-                        wait_s = min(wait_s, max(wait_s - TIMER_ERROR_S, IMMEDIATE_S))
                     await asyncio.sleep(wait_s)
                 now_s = self._now_s()
-                self.controller.on_sent(now_s)
-                return now_s
+                sent_s = now_s + (self.controller.wait_s(now_s) or self._connect_s())
+                self.controller.on_sent(sent_s)
+                return sent_s
         finally:
             self.give_up()
+
+    async def hold(self, sent_s: float, connect_s: float) -> None:
+        """Wait until the send time of a submit, as `confirm` returned it. Its connection took `connect_s`.
+
+        Connections take different times, so two submits would otherwise arrive closer together than they were sent.
+        """
+        self._connection.observe(connect_s, self.controller.pace_per_s)
+        while (wait_s := sent_s - self._now_s()) > 0:  # noqa: ASYNC110 - only the clock ends it
+            await asyncio.sleep(min(wait_s, max(wait_s - TIMER_ERROR_S, IMMEDIATE_S)))
+
+    def _connect_s(self) -> float:
+        """Return how long before its send time a submit connects."""
+        if not self.controller.is_spaced:
+            return 0.0
+        return min(self._connection.usual_s + LATE_VARIATIONS * self._connection.variation_s, MAX_CONNECT_S)
 
     def give_up(self) -> None:
         """Forget a submit that was let through and will not be sent."""

@@ -247,6 +247,9 @@ class SharedRateLimiter:
             self._slot_of[now_s] = slot
             return now_s
 
+    async def hold(self, sent_s: float, connect_s: float) -> None:
+        """Do nothing: the time between two submits of different runs cannot be kept exactly."""
+
     def give_up(self) -> None:
         """Forget a submit that was let through and will not be sent."""
         if self._acquired:

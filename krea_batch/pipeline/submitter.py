@@ -184,8 +184,9 @@ class Submitter:
         sending = False
         verdict: PostVerdict = Ambiguous("the run was stopped before the answer arrived")
 
-        def on_sending() -> str | None:
+        async def on_sending() -> str | None:
             nonlocal sending
+            await self._run.rate_limiter.hold(job.sent_s, self._run.now_s() - connecting_s)
             if not self._run.ledger.may_send():
                 return "this process stalled for too long, so its jobs may have been taken over"
             sending = True
@@ -198,6 +199,7 @@ class Submitter:
                 self._run.early_callbacks[job.job_no] = None
                 callback = self._run.callbacks.url_of(job.job_no)
             body = job.signed_body or job.body
+            connecting_s = self._run.now_s()
             verdict = await self._run.gateway.submit(body, callback=callback, on_sending=on_sending)
             if not isinstance(verdict, Ambiguous):
                 return verdict, ""

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -129,7 +129,7 @@ class ScriptedGateway:
         self.on_poll: Callable[[str], None] = lambda _request_id: None
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], Awaitable[str | None]] | None = None
     ) -> PostVerdict:
         """Return the next verdict for a POST, after `submit_duration_s`. The callback path is ignored."""
         request = orjson.loads(body)
@@ -138,7 +138,7 @@ class ScriptedGateway:
         self.submitted_bodies.append(request)
         self.submit_times_s.append(asyncio.get_running_loop().time())
         will_send = not isinstance(self.submit_script.peek(prompt, ACCEPT), NotSent)
-        if on_sending and will_send and (reason := on_sending()):
+        if on_sending and will_send and (reason := await on_sending()):
             return NotSent(reason)
         self.pending_submits += 1
         self.peak_pending_submits = max(self.peak_pending_submits, self.pending_submits)

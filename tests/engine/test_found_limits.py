@@ -103,6 +103,22 @@ def test_every_way_in_uses_a_limit_alike(
 
 
 @pytest.mark.slow
+def test_connections_that_take_different_times(tmp_path: Path) -> None:
+    """A limiter without a burst is used as well if each connection takes longer or shorter than the one before it."""
+    judged = JudgedGateway(SPACED)
+
+    async def main() -> None:
+        async with Engine(
+            tmp_path, gateway_client=LimitedGateway(judged, connect_s=0.02), rate="200/s", random=Random(1), **SHARED
+        ) as engine:
+            await engine.run(jobs())
+
+    run_virtual(main())
+    assert used_share(judged) >= 0.9
+    assert judged.rate_limited <= 0.05 * JOBS
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "min_share"), [(BUCKET, 0.8), (PROCESSED, 0.65)], ids=["bucket", "jobs in process"])
 def test_runs_that_share_a_directory_use_a_limit_together(
     tmp_path: Path, case: LimiterCase, min_share: float

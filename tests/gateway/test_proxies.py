@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 from pathlib import Path
+from unittest.mock import AsyncMock
 from urllib.parse import urlsplit
 
 import pytest
@@ -117,11 +118,11 @@ def test_passwords_of_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_refused_connect(status: int, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the proxy does not connect, nothing was sent, and neither key nor body reached the proxy."""
-    calls: list[int] = []
+    on_sending = AsyncMock()
 
     async def main() -> None:
         async with client("https://gateway.example") as gateway:
-            assert await gateway.submit(SUBMIT_BODY, on_sending=lambda: calls.append(1)) == NotSent(reason)
+            assert await gateway.submit(SUBMIT_BODY, on_sending=on_sending) == NotSent(reason)
             assert await gateway.poll("abc-1") == PollFailed(reason)
             with pytest.raises(DownloadError) as caught:
                 await read(gateway, "https://cdn.example/a.png")
@@ -132,7 +133,7 @@ def test_a_refused_connect(status: int, reason: str, monkeypatch: pytest.MonkeyP
         asyncio.run(main())
     assert proxy.targets == ["gateway.example:443"] * 2 + ["cdn.example:443"]
     assert CLIENT_KEY not in str(proxy.heads)
-    assert calls == []
+    on_sending.assert_not_called()
 
 
 def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import aiohttp
 import pytest
@@ -70,8 +71,8 @@ def test_what_is_sent_besides_the_documented_headers() -> None:
 # ---- the first byte --------------------------------------------------------------------------------------
 
 
-def test_on_sending_is_called_after_connecting_and_before_the_first_byte() -> None:
-    """`on_sending` is called once, after the connection is open and before the server can have received a byte."""
+def test_on_sending_is_awaited_after_connecting_and_before_the_first_byte() -> None:
+    """`on_sending` is awaited once; meanwhile the connection is open, and the server has not received a byte."""
     steps: list[object] = []
 
     async def respond(_: RawRequest, writer: asyncio.StreamWriter) -> None:
@@ -79,7 +80,13 @@ def test_on_sending_is_called_after_connecting_and_before_the_first_byte() -> No
         writer.write(http_response(202, ACCEPTED_RESPONSE))
 
     async def use(gateway: GatewayClient, server: RawServer) -> None:
-        await gateway.submit(SUBMIT_BODY, on_sending=lambda: steps.append(len(server.requests)))
+        async def on_sending() -> None:
+            while not server.connections:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.05)
+            steps.append(len(server.requests))
+
+        await gateway.submit(SUBMIT_BODY, on_sending=on_sending)
         assert server.connections == 1
 
     run_against_server(respond, use)
@@ -92,7 +99,7 @@ def test_nothing_leaves_if_on_sending_raises() -> None:
     class Stopped(Exception):
         pass
 
-    def on_sending() -> None:
+    async def on_sending() -> None:
         raise Stopped
 
     received: list[bytes] = []
@@ -124,6 +131,9 @@ def test_a_cancellation_tells_whether_anything_was_sent(monkeypatch: pytest.Monk
     connecting, is_sent = asyncio.Event(), asyncio.Event()
     resolve = aiohttp.ThreadedResolver.resolve
 
+    async def on_sending() -> None:
+        is_sent.set()
+
     async def never_resolve(*_: object, **__: object) -> Any:
         connecting.set()
         await asyncio.Event().wait()
@@ -132,14 +142,14 @@ def test_a_cancellation_tells_whether_anything_was_sent(monkeypatch: pytest.Monk
         monkeypatch.setattr(aiohttp.ThreadedResolver, "resolve", never_resolve)
         settings = Settings.from_options(Path("out"), gateway="https://gateway.invalid")
         async with GatewayClient(settings, ApiKey("key")) as unreachable:
-            task = asyncio.create_task(unreachable.submit(SUBMIT_BODY, on_sending=is_sent.set))
+            task = asyncio.create_task(unreachable.submit(SUBMIT_BODY, on_sending=on_sending))
             await connecting.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
         assert not is_sent.is_set()
         monkeypatch.setattr(aiohttp.ThreadedResolver, "resolve", resolve)
-        task = asyncio.create_task(gateway.submit(SUBMIT_BODY, on_sending=is_sent.set))
+        task = asyncio.create_task(gateway.submit(SUBMIT_BODY, on_sending=on_sending))
         await is_sent.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -152,11 +162,11 @@ def test_a_refused_post_has_not_called_on_sending() -> None:
     """`NotSent` means that `on_sending` was not called."""
 
     async def main() -> None:
-        calls: list[int] = []
+        on_sending = AsyncMock()
         settings = Settings.from_options(Path("out"), gateway=f"http://127.0.0.1:{free_port()}")
         async with GatewayClient(settings, ApiKey("key")) as gateway:
-            assert isinstance(await gateway.submit(SUBMIT_BODY, on_sending=lambda: calls.append(1)), NotSent)
-        assert calls == []
+            assert isinstance(await gateway.submit(SUBMIT_BODY, on_sending=on_sending), NotSent)
+        on_sending.assert_not_called()
 
     asyncio.run(main())
 

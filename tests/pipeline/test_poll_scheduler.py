@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -305,7 +305,7 @@ class SharedLimitScript(FixedLatencyScript):
         return wait_s
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], Awaitable[str | None]] | None = None
     ) -> PostVerdict:
         if wait_s := self._wait_s():
             return Refused(Refusal.RATE_LIMITED, 429, "slow down", wait_s)

@@ -65,6 +65,28 @@ def test_posts_leave_evenly_however_long_a_commit_takes(commit_s: float) -> None
     assert len(submits.sent_s) >= 0.95 * 4.0 * 60
 
 
+def test_the_first_byte_leaves_at_the_send_time() -> None:
+    """If the limiter has no burst, a submit connects before it is due, and its first byte waits until then."""
+    rate_limiter, random, late_s = RateLimiter("500/s"), Random(1), []
+    rate_limiter.controller.resume(FoundLimit(20.0, is_spaced=True))
+
+    async def main() -> None:
+        rate_limiter.bind_loop()
+        for _ in range(40):
+            await rate_limiter.acquire()
+            sent_s = await rate_limiter.confirm()
+            assert sent_s is not None
+            connect_s = random.random() * 0.01
+            await asyncio.sleep(connect_s)
+            await rate_limiter.hold(sent_s, connect_s)
+            late_s.append(asyncio.get_running_loop().time() - sent_s)
+            rate_limiter.controller.on_response(sent_s, sent_s + 0.01, accepted=False)
+
+    run_virtual(main())
+    assert min(late_s) >= 0
+    assert max(late_s[10:]) <= 0.001
+
+
 @pytest.mark.parametrize("rate", ["60/s", "1/s", "6/min"])
 def test_intents_are_recorded_shortly_before_their_posts(rate: str) -> None:
     """An intent is not recorded long before its POST: a crash in between would make its job ambiguous."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -335,7 +335,11 @@ class TestSubmitResults:
 
         class ConnectingGateway(ScriptedGateway):
             async def submit(
-                self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
+                self,
+                body: bytes,
+                *,
+                callback: str = "",
+                on_sending: Callable[[], Awaitable[str | None]] | None = None,
             ) -> Any:
                 await asyncio.sleep(3600.0)
 
@@ -738,7 +742,7 @@ class OutageGateway(ScriptedGateway):
         self.failed_s: list[float] = []
 
     async def submit(
-        self, body: bytes, *, callback: str = "", on_sending: Callable[[], str | None] | None = None
+        self, body: bytes, *, callback: str = "", on_sending: Callable[[], Awaitable[str | None]] | None = None
     ) -> Any:
         now_s = asyncio.get_running_loop().time() - VIRTUAL_START_S
         if not self.outage_s[0] <= now_s < self.outage_s[1]:

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -195,10 +195,12 @@ class SimulatedSession:
         """Close the session."""
         self.disconnect()
 
-    async def _send(self, request: Request, on_sending: Callable[[], str | None] | None = None) -> SimulatedResponse:
+    async def _send(
+        self, request: Request, on_sending: Callable[[], Awaitable[str | None]] | None = None
+    ) -> SimulatedResponse:
         await self.server.connect(request)
         if on_sending:
-            on_sending()
+            await on_sending()
         connection = self._connection or Connection()
         if self._is_kept:
             self._connection = connection
