@@ -8,7 +8,7 @@ from collections import deque
 from krea_batch.rules.send_window import MARGIN_S, WINDOW_S
 
 LATE_VARIATIONS = 4.0  # RFC 6298, 2: an answer is late if it takes longer than usual by this many variations
-ABSORBED_S = MARGIN_S / 2  # chosen: requests that are delayed by less arrive within the margin of a window
+ABSORBED_S = 0.75 * MARGIN_S  # chosen: requests that are delayed by less arrive within the margin of a window
 MAX_MEAN_LATE_S = 0.01 * WINDOW_S  # chosen: share of the rate that counting delayed requests later may cost
 MIN_SMOOTHED = 8.0  # RFC 6298, 2: answers in the smoothed latency; at higher rates, those of one second
 LATEST = 64  # chosen: the latencies from which the delay of a request is judged

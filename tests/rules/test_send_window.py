@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from krea_batch.rules.answer_latency import MAX_DELAY_S, MAX_MEAN_DELAY, MAX_MEAN_LATE_S, AnswerLatency
+from krea_batch.rules.answer_latency import ABSORBED_S, MAX_DELAY_S, MAX_MEAN_DELAY, MAX_MEAN_LATE_S, AnswerLatency
 from krea_batch.rules.send_window import COLD_MARGIN_S, MARGIN_S, MAX_MARGIN_S, WARM_UP_S, SendWindow
 
 
@@ -75,7 +75,7 @@ class TestLateAnswers:
         latency, random = AnswerLatency(), Random(1)
         late_s = [latency.observe(0.001 + 0.01 * random.random() ** 2, 800.0) for _ in range(2000)]
         assert sum(late_s) / len(late_s) <= MAX_MEAN_LATE_S
-        assert latency.observe(0.011, 800.0) == pytest.approx(0.01 - MARGIN_S / 2, abs=0.001)
+        assert latency.observe(0.011, 800.0) == pytest.approx(0.01 - ABSORBED_S, abs=0.001)
 
     def test_a_stall_does_not_make_late_answers_usual(self) -> None:
         """All requests of a stall are late, and a following one that is fast may be sent too early otherwise."""
@@ -83,7 +83,7 @@ class TestLateAnswers:
         for _ in range(1000):
             latency.observe(0.002, 800.0)
         late_s = [latency.observe(0.022, 800.0) for _ in range(16)]
-        assert min(late_s) == pytest.approx(0.02 - MARGIN_S / 2, abs=0.001)
+        assert min(late_s) == pytest.approx(0.02 - ABSORBED_S, abs=0.001)
 
     def test_a_delay_among_very_different_answers(self) -> None:
         """If the time that answers take varies by much, one is late only if it takes far longer."""
