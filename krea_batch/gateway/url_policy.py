@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from krea_batch.errors import PicklableError, SettingsError
 from krea_batch.settings import IPNetwork, is_loopback
@@ -69,15 +69,24 @@ def url_rejection_reason(url: str, *, allow_loopback: bool, networks: tuple[IPNe
     """
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        return _host_rejection_reason(parts.scheme, parts.netloc, allow_loopback, networks)
     except ValueError:
         return "invalid URL"
+
+
+@lru_cache(maxsize=64)  # The images of a run are on a few hosts.
+def _host_rejection_reason(
+    scheme: str, netloc: str, allow_loopback: bool, networks: tuple[IPNetwork, ...]
+) -> str | None:
+    """Return why nothing may be fetched from this host, or None if it is allowed. Raises ValueError."""
+    parts = SplitResult(scheme, netloc, "", "", "")
+    host, _ = parts.hostname, parts.port
     if not host:
         return "the URL has no host"
     if parts.username is not None or parts.password is not None:
         return "the URL contains a user name"
     is_local = is_loopback(host)
-    if parts.scheme != "https" and not (parts.scheme == "http" and allow_loopback and is_local):
+    if scheme != "https" and not (scheme == "http" and allow_loopback and is_local):
         return "the URL is not https"
     if is_local and not allow_loopback:
         return "the URL points to this machine"
