@@ -27,25 +27,24 @@ class LocalImageWriter:
     def __init__(self, disk: DiskThreads) -> None:
         self._disk = disk
         self._waiting: list[_Waiting] = []
+        self._waiting_bytes = 0
         self._groups = 0
 
     async def finish(self, image: ImageFile, last_chunks: Sequence[bytes]) -> StoredFile:
         """Write an image's last bytes, and return its record when it is durable. Raises ImageError, OSError."""
         future: asyncio.Future[StoredFile] = asyncio.get_running_loop().create_future()
         self._waiting.append((image, last_chunks, future))
+        self._waiting_bytes += _size_bytes(last_chunks)
         if self._groups == 0 or (self._groups < MAX_GROUPS and self._is_full()):
             self._start()
         return await future
 
     def _is_full(self) -> bool:
-        waiting = self._waiting
-        return (
-            len(waiting) >= MAX_GROUP_IMAGES
-            or sum(len(data) for _, chunks, _ in waiting for data in chunks) >= MAX_GROUP_BYTES
-        )
+        return len(self._waiting) >= MAX_GROUP_IMAGES or self._waiting_bytes >= MAX_GROUP_BYTES
 
     def _start(self) -> None:
         group, self._waiting = self._waiting[:MAX_GROUP_IMAGES], self._waiting[MAX_GROUP_IMAGES:]
+        self._waiting_bytes = sum(_size_bytes(chunks) for _, chunks, _ in self._waiting)
         self._groups += 1
         work = self._disk.run(commit_many, [(image, chunks) for image, chunks, _ in group])
         work.add_done_callback(functools.partial(self._on_done, group))
@@ -61,3 +60,7 @@ class LocalImageWriter:
         resolve_all((future for _, _, future in group), results)
         if self._waiting:
             self._start()
+
+
+def _size_bytes(chunks: Sequence[bytes]) -> int:
+    return sum(map(len, chunks))
