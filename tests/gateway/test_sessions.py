@@ -93,14 +93,20 @@ def test_on_sending_is_awaited_after_connecting_and_before_the_first_byte() -> N
     assert steps == [0, "received"]
 
 
-def test_nothing_leaves_if_on_sending_raises() -> None:
-    """An error in `on_sending` keeps every byte of the request back: it really is called before the first one."""
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["an error", "a cancellation"])
+def test_nothing_leaves_if_on_sending_does_not_return(is_cancelled: bool) -> None:
+    """If `on_sending` raises, or is cancelled while it waits, no byte leaves: it is awaited before the first one."""
 
     class Stopped(Exception):
         pass
 
+    is_waiting = asyncio.Event()
+
     async def on_sending() -> None:
-        raise Stopped
+        if not is_cancelled:
+            raise Stopped
+        is_waiting.set()
+        await asyncio.Event().wait()
 
     received: list[bytes] = []
 
@@ -116,8 +122,12 @@ def test_nothing_leaves_if_on_sending_raises() -> None:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         settings = Settings.from_options(Path("out"), gateway=url)
         async with GatewayClient(settings, ApiKey("key")) as gateway:
-            with pytest.raises(Stopped):
-                await gateway.submit(SUBMIT_BODY, on_sending=on_sending)
+            submitting = asyncio.create_task(gateway.submit(SUBMIT_BODY, on_sending=on_sending))
+            if is_cancelled:
+                await is_waiting.wait()
+                submitting.cancel()
+            with pytest.raises(asyncio.CancelledError if is_cancelled else Stopped):
+                await submitting
             await closed.wait()
         server.close()
         await server.wait_closed()
