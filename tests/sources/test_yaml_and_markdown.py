@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from krea_batch.cli.app import app
@@ -104,6 +104,7 @@ class TestYaml:
         assert error == ": reading YAML requires PyYAML; pip install 'krea-batch[yaml]', or write JSON"
 
     @given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cn"]), min_size=1)))
+    @example(["0E0", "1e3", "1.0e3", "1.0e+3", "7", "1.5"])
     def test_what_other_programs_write(self, tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
         """A list that PyYAML wrote is read as the same prompts."""
         path = tmp_path_factory.getbasetemp() / "any.yaml"

@@ -1,7 +1,8 @@
 """Reads a YAML document of jobs, in the shapes of JSON documents, with PyYAML, an optional dependency.
 
 Values are read by the core schema of YAML 1.2 (section 10.3), not by that of YAML 1.1, in which PyYAML would read
-`16:9` as the number 969, `no` as false, and the id 007 as 7. Keys are always text.
+`16:9` as the number 969, `no` as false, and the id 007 as 7. But a number with an exponent has a point and a sign, as
+in YAML 1.1, because PyYAML writes the texts 1e3 and 1.0e3 without quotes. Keys are always text.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _QUOTES_HINT = 'put a prompt in quotes if it contains ": " or " #", or begins wi
 _NULL = re.compile(r"~|null|Null|NULL|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,29})")  # longer ones stay text, which no field takes for a number
-_FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)")
+_FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]*([eE][-+][0-9]+)?")
 
 
 def rows(file: LineFile, options: InputOptions, on_notice: OnNotice) -> Rows:
