@@ -76,8 +76,8 @@ class SqlLedger(SqlQueries):
         self._execute(sql, (run_no,), otherwise=FencedError(self.path))
 
     def _count(self, run_no: int) -> None:
-        """Add what the transaction has changed to the counters of the run."""
-        change = self._change
+        """Add what the transaction has changed so far to the counters of the run."""
+        change, self._change = self._change, _RunChange()
         if change.charged or change.server_errors or change.intents:
             self._execute(
                 "UPDATE runs SET charged = charged + ?, server_errors = server_errors + ?,"
@@ -429,6 +429,8 @@ class SqlLedger(SqlQueries):
         return int(event_no)
 
     def reserve_charges(self, count: int, max_charges: int, *, count_server_errors: bool) -> Reservation:
+        if self._run_no is not None:  # The transaction may have other operations, such as a refund.
+            self._count(self._run_no)
         charged, server_errors, reserved = self._row(
             "SELECT coalesce(sum(charged), 0), coalesce(sum(server_errors), 0),"
             f" coalesce(sum(reserved) FILTER (WHERE {LIVE_RUNS}), 0) FROM runs"

@@ -321,6 +321,31 @@ def test_charges_that_are_given_back(ledger: Ledger, other: Ledger) -> None:
     assert apply_all(other, reserve(5, 3)).granted == 2
 
 
+def test_a_refund_in_the_transaction_of_the_first_reservation(ledger: Ledger) -> None:
+    """A commit has the operations of many jobs. Charges that it refunds first are counted once, now and later."""
+    start_worker(ledger)
+    apply_all(ledger, intent("a"), accept(1, "r-1"), intent("b"), accept(2, "r-2"))
+
+    def refund_and_reserve(ledger: Ledger) -> int:
+        ledger.requeue_errored(1, 4)
+        return ledger.reserve_charges(2, 10, count_server_errors=False).granted
+
+    assert apply_all(ledger, refund_and_reserve) == 2
+    assert apply_all(ledger, reserve(20, 10)).granted == 7
+
+
+def test_an_intent_in_the_transaction_of_the_first_reservation(ledger: Ledger) -> None:
+    """An intent that the same commit records first is counted once, now and later."""
+    start_worker(ledger)
+
+    def submit_and_reserve(ledger: Ledger) -> int:
+        intent("a")(ledger)
+        return ledger.reserve_charges(2, 10, count_server_errors=False).granted
+
+    assert apply_all(ledger, submit_and_reserve) == 2
+    assert apply_all(ledger, reserve(20, 10)).granted == 7
+
+
 def test_a_fenced_run_gives_back_what_it_had_reserved(ledger: Ledger, other: Ledger) -> None:
     """What it had spent stays spent, also where the result is unknown."""
     run_no, _ = start_worker(ledger), start_worker(other)

@@ -35,6 +35,11 @@ def test_a_closed_run_may_be_fenced_before_its_worker_ends() -> None:
     assert run_seed(8939, workers=True).failure == ""
 
 
+def test_a_refund_in_the_transaction_of_a_reservation_is_counted_once() -> None:
+    """In this seed, the first reservation of a run and the refund of a job that ended in ERROR share a commit."""
+    assert run_seed(18113, workers=True).failure == ""
+
+
 def test_a_seed_of_workers_is_reproducible(tmp_path: Path) -> None:
     """Two runs of one seed take the same steps and have the same charges."""
     histories = []
