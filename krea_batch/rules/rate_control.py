@@ -191,7 +191,6 @@ class RateController:
         is_new = sent_s >= self._rate_valid_from_s
         if is_new and self._refused_s is None and self._is_configured_rate(sent_s) and self._window.widen():
             self._pause_after_429(now_s, retry_after_s)
-            self._rate_valid_from_s = self._paused_until_s
             return
         if is_new or retry_after_s is not None:
             self._pause_after_429(now_s, retry_after_s)
