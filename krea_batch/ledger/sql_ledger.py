@@ -66,8 +66,7 @@ class SqlLedger(SqlQueries):
         if self._run_no is not None:
             self._beat(self._run_no)
         result = operation(self)
-        if self._run_no is not None:
-            self._count(self._run_no)
+        self._count()
         return result
 
     def _beat(self, run_no: int) -> None:
@@ -75,14 +74,14 @@ class SqlLedger(SqlQueries):
         sql = "UPDATE runs SET beat = beat + 1 WHERE run_no = ? AND fenced = 0"
         self._execute(sql, (run_no,), otherwise=FencedError(self.path))
 
-    def _count(self, run_no: int) -> None:
-        """Add what the transaction has changed so far to the counters of the run."""
+    def _count(self) -> None:
+        """Add what the transaction has changed so far to the counters of its run, if it has one."""
         change, self._change = self._change, _RunChange()
-        if change.charged or change.server_errors or change.intents:
+        if self._run_no is not None and (change.charged or change.server_errors or change.intents):
             self._execute(
                 "UPDATE runs SET charged = charged + ?, server_errors = server_errors + ?,"
                 " reserved = CASE WHEN reserved > ? THEN reserved - ? ELSE 0 END WHERE run_no = ?",
-                (change.charged, change.server_errors, change.intents, change.intents, run_no),
+                (change.charged, change.server_errors, change.intents, change.intents, self._run_no),
             )
 
     # ---- submitting --------------------------------------------------------------------------------------
@@ -429,8 +428,7 @@ class SqlLedger(SqlQueries):
         return int(event_no)
 
     def reserve_charges(self, count: int, max_charges: int, *, count_server_errors: bool) -> Reservation:
-        if self._run_no is not None:  # The transaction may have other operations, such as a refund.
-            self._count(self._run_no)
+        self._count()  # The transaction may have other operations, such as a refund.
         charged, server_errors, reserved = self._row(
             "SELECT coalesce(sum(charged), 0), coalesce(sum(server_errors), 0),"
             f" coalesce(sum(reserved) FILTER (WHERE {LIVE_RUNS}), 0) FROM runs"
