@@ -103,7 +103,7 @@ def _is_numeric(host: str) -> bool:
     return ":" in host or _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]) is not None
 
 
-@lru_cache(maxsize=256)  # A run connects to few addresses, twice for each job.
+@lru_cache(maxsize=256)  # A run connects to few addresses, once for each image.
 def is_allowed_address(address: str, *, allow_loopback: bool, networks: tuple[IPNetwork, ...] = ()) -> bool:
     """Return whether an image may be fetched from an address: a public one, or one of `networks`.
 
