@@ -23,10 +23,10 @@ class WorkerFiles:
     """The ledgers and directories that a worker has opened and locked.
 
     `run_no` is that of its run, and `closed_runs` has those whose process locks it released after it had closed their
-    ledgers. From `cut_off_s` on, its ledger raises; with `commits_once`, not before it has
-    committed an acceptance, which it does not admit. After a number of commits, the worker stalls for some
-    seconds (`pause_after`). With `wakes_when_dead` it goes on in the moment in which another one has seen it stand
-    still for long enough. With `loses_lock_file`, a program that cleans up has removed the file of its process lock.
+    ledgers. From `cut_off_s` on, its ledger raises; with `commits_once`, not before it has committed an acceptance,
+    which it does not admit. After a number of commits, the worker stalls for some seconds (`pause_after`). With
+    `wakes_when_dead` it goes on in the moment in which another one has seen it stand still for long enough. With
+    `loses_lock_file`, a program that cleans up has removed the file of its process lock.
     """
 
     def __init__(
