@@ -35,6 +35,8 @@ log = logging.getLogger("krea_batch")
 
 COMMIT_INTERVAL_S = 0.010  # chosen: minimum interval under load, so that each sync serves more transitions
 BUSY_INTERVAL_S = 0.015  # measured: at some hundred jobs a second, this saves a twentieth of the processor time
+INTERVAL_PER_COMMIT = 5.0  # chosen: commits take a fifth of the time, and other processes can write in between
+MAX_INTERVAL_S = 0.05  # chosen: a job waits for three commits, which is little compared with its latency
 COMMIT_SMOOTHING = 0.125  # RFC 6298, 2: alpha
 SLOW_COMMIT_WEIGHT = 0.95  # chosen: a slow commit counts for half a second or so
 BUSY_BATCH = 12  # chosen: as many transitions in one commit as 300 jobs a second make
@@ -97,7 +99,7 @@ class LedgerWriter:
     @property
     def record_s(self) -> float:
         """How long a `record` takes at most, but for rare ones: it may have to wait for the commit before it."""
-        return BUSY_INTERVAL_S + 2 * self._slow_commit_s
+        return max(BUSY_INTERVAL_S, self._commit_interval_s) + 2 * self._slow_commit_s
 
     def may_send(self) -> bool:
         """Return whether no other run can have taken over the jobs of this one."""
@@ -156,8 +158,13 @@ class LedgerWriter:
         if self._last_batch_size <= 1:
             self._commit_timer.schedule(0.0)  # A single caller is not delayed.
         else:
-            is_busy = self._last_batch_size >= BUSY_BATCH
-            self._commit_timer.schedule(BUSY_INTERVAL_S if is_busy else COMMIT_INTERVAL_S)
+            self._commit_timer.schedule(self._commit_interval_s)
+
+    @property
+    def _commit_interval_s(self) -> float:
+        """How long after the start of a commit the next one starts, under load. A slow ledger commits less often."""
+        interval_s = BUSY_INTERVAL_S if self._last_batch_size >= BUSY_BATCH else COMMIT_INTERVAL_S
+        return max(interval_s, min(INTERVAL_PER_COMMIT * self.usual_commit_s, MAX_INTERVAL_S))
 
     def _on_deferred_done(self, done: asyncio.Future[Any]) -> None:
         if not done.cancelled() and isinstance(error := done.exception(), KreaBatchError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import statistics
 from collections.abc import Awaitable, Callable, Coroutine
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -356,6 +358,24 @@ def test_commits_are_spaced(path: Path) -> None:
         return disk.commits - before
 
     assert with_ledger(path, use, run_virtual) == 1
+
+
+@pytest.mark.parametrize(("commit_s", "interval_s"), [(0.001, 0.010), (0.004, 0.020), (0.008, 0.040), (0.030, 0.050)])
+def test_a_slow_ledger_commits_less_often(path: Path, commit_s: float, interval_s: float) -> None:
+    """Commits take a fifth of the time, but a transition waits no longer than 50 ms for the next one to start."""
+
+    async def use(ledger: LedgerWriter, disk: FailingConnection) -> float:
+        loop = asyncio.get_running_loop()
+
+        async def record_in_turn(caller: int) -> list[float]:
+            return [await record_intent(ledger, f"{caller}-{n}") and loop.time() for n in range(60)]
+
+        recorded_s, *_ = await asyncio.gather(*(record_in_turn(caller) for caller in range(3)))
+        last_s = recorded_s[-21:]  # by then, the average has settled
+        return statistics.median(after - before for before, after in pairwise(last_s))
+
+    measured_s = with_ledger(path, use, lambda main: run_virtual(main, lambda: commit_s))
+    assert measured_s == pytest.approx(interval_s, rel=0.02)
 
 
 def test_a_single_caller_is_not_delayed(path: Path) -> None:
