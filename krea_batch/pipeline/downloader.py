@@ -88,7 +88,7 @@ class Downloader:
         self._tasks = TaskPool()
         self._writer: LocalImageWriter | SinkImageWriter
         if sink is None:
-            self._writer = LocalImageWriter(run.disk)
+            self._writer = LocalImageWriter(run.disk, run.settings.downloads)
         else:
             self._writer = SinkImageWriter(
                 run.settings.out,

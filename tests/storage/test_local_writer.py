@@ -11,7 +11,7 @@ import pytest
 from krea_batch.jobs import StoredFile
 from krea_batch.storage import local_writer
 from krea_batch.storage.image_file import ImageError, ImageFile
-from krea_batch.storage.local_writer import MAX_GROUP_IMAGES, MAX_GROUPS, LocalImageWriter
+from krea_batch.storage.local_writer import GROUP_INTERVAL_S, MAX_GROUP_IMAGES, MAX_GROUPS, LocalImageWriter
 from krea_batch.testing import make_png, run_virtual
 
 SYNC_LATENCY_S = 0.1
@@ -47,7 +47,7 @@ def finish_all(disk: SlowDisk, out: Path, bodies: list[bytes]) -> list[StoredFil
     """Finish an image of each body, all simultaneously."""
 
     async def main() -> list[StoredFile | BaseException]:
-        writer = LocalImageWriter(cast("Any", disk))  # `run` is all that it uses
+        writer = LocalImageWriter(cast("Any", disk), 1000)  # `run` is all that it uses
         writes = (writer.finish(ImageFile(out, f"p{n}", n), [body]) for n, body in enumerate(bodies))
         return await asyncio.gather(*writes, return_exceptions=True)
 
@@ -62,6 +62,26 @@ def test_a_single_image_is_not_delayed(out: Path) -> None:
     assert [result.path for result in results if isinstance(result, StoredFile)] == [
         f"images/p{n}.png" for n in range(10)
     ]
+
+
+@pytest.mark.parametrize(("downloads", "duration_s"), [(1000, GROUP_INTERVAL_S), (2, 0.0)])
+def test_images_that_follow_soon_share_a_group(
+    out: Path, monkeypatch: pytest.MonkeyPatch, downloads: int, duration_s: float
+) -> None:
+    """On a fast disk, images wait for others, unless every download already waits for an image to be stored."""
+    monkeypatch.setattr("tests.storage.test_local_writer.SYNC_LATENCY_S", 0.0)
+    disk = SlowDisk()
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        writer = LocalImageWriter(cast("Any", disk), downloads)
+        await writer.finish(ImageFile(out, "first", 0), [make_png()])
+        started_s = loop.time()
+        await asyncio.gather(*(writer.finish(ImageFile(out, f"p{n}", n), [make_png()]) for n in (1, 2)))
+        return loop.time() - started_s
+
+    assert run_virtual(main()) == pytest.approx(duration_s, abs=0.002)
+    assert disk.groups == [1, 2]
 
 
 def test_many_images_make_several_groups(out: Path) -> None:
