@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import aiohttp
 from yarl import URL
@@ -39,6 +38,7 @@ from krea_batch.gateway.url_policy import (
     check_networks,
     is_allowed_address,
     network_to_allow,
+    parse_verbatim,
     response_offset,
     url_rejection_reason,
 )
@@ -100,7 +100,7 @@ class GatewayClient:
         self._status_url = str(URL(base + wire.STATUS_PATH))  # a request_id needs no quoting
         self._key = key
         self._request_timeout_s = settings.request_timeout_s
-        self._allow_loopback = is_loopback(urlsplit(base).hostname or "")
+        self._allow_loopback = is_loopback(self._base.host or "")
         self._networks = settings.allowed_networks
         check_networks(self._networks)
 
@@ -231,12 +231,16 @@ class GatewayClient:
 
         The caller closes it (`async with`). Raises DownloadError.
         """
-        rejection = url_rejection_reason(url, allow_loopback=self._allow_loopback, networks=self._networks)
+        try:
+            parsed = parse_verbatim(url)
+        except ValueError:
+            raise _refused_url(url, "invalid URL") from None
+        rejection = url_rejection_reason(parsed, allow_loopback=self._allow_loopback, networks=self._networks)
         if rejection:
             raise _refused_url(url, rejection)
         headers = {"Range": f"bytes={offset}-", "If-Range": etag} if offset and etag else {}
         try:
-            response = await self._request_image(_verbatim_url(url), headers)
+            response = await self._request_image(parsed, headers)
         except NETWORK_ERRORS as error:
             raise DownloadError(describe_error(error)) from None
         except ValueError as error:  # yarl and aiohttp reject some URLs only when they are used
@@ -289,11 +293,6 @@ class GatewayClient:
 
 def _refused_url(url: str, rejection: str) -> DownloadError:
     return DownloadError(f"refused to fetch {url[:200]!r}: {rejection}")
-
-
-def _verbatim_url(url: str) -> URL:
-    """Return the URL unchanged, since it may be signed; only characters that a request line forbids are quoted."""
-    return URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
 
 
 def _answer(response: aiohttp.ClientResponse, received: ReceivedBody) -> wire.Answer:

@@ -15,7 +15,9 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
+
+from yarl import URL
 
 from krea_batch.errors import PicklableError, SettingsError
 from krea_batch.settings import IPNetwork, is_loopback
@@ -62,14 +64,21 @@ class DownloadError(PicklableError):
         self.retry_after_s = retry_after_s
 
 
-def url_rejection_reason(url: str, *, allow_loopback: bool, networks: tuple[IPNetwork, ...] = ()) -> str | None:
+def parse_verbatim(url: str) -> URL:
+    """Return the URL unchanged, since it may be signed; only characters that a request line forbids are quoted.
+
+    Raises ValueError. The same parser is used for the check and the request, so that both mean the same host.
+    """
+    return URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
+
+
+def url_rejection_reason(url: URL, *, allow_loopback: bool, networks: tuple[IPNetwork, ...] = ()) -> str | None:
     """Return why nothing may be fetched from this URL, or None if it is allowed.
 
     `allow_loopback` is True only if the gateway itself is on this machine. `networks` are those of the settings.
     """
     try:
-        parts = urlsplit(url)
-        return _host_rejection_reason(parts.scheme, parts.netloc, allow_loopback, networks)
+        return _host_rejection_reason(url.scheme, url.raw_authority, allow_loopback, networks)
     except ValueError:
         return "invalid URL"
 
