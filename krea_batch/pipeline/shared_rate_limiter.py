@@ -39,7 +39,8 @@ AHEAD_S = 0.1  # chosen: slots for so long are taken together: twenty transactio
 MAX_AHEAD_S = 0.25  # chosen: a delay is known before the slot of a second later is taken
 SLOW_AHEAD = 2.0  # measured: of the time that a commit takes; the other half of the slots lasts until it has ended
 SEARCHING_AHEAD_S = 0.05  # measured: while a limit is searched, a third fewer submits are refused
-TELL_S = 0.02  # chosen: for so long, answers wait to be told to the other runs
+TELL_S = 0.08  # chosen: for so long, answers wait to be told to the other runs; most are told when slots are taken
+SEARCHING_TELL_S = 0.02  # chosen: while a limit is searched, answers decide what the other runs submit
 IDLE_S = 0.25  # chosen: how often a run that has something to tell, or waits for a slot, asks
 MIN_INTERVAL_S = 0.02  # chosen: transactions of one run are not closer, so that others get their turn
 LEAD_S = 0.03  # chosen: intents are recorded so long before their slot, or as long before it as a record takes
@@ -96,8 +97,10 @@ class SharedRateLimiter:
         self._held_until_s = -math.inf  # a pause that the other runs, and so the view, do not know yet
         self._pending: list[Event] = []  # to tell the other runs
         self._is_urgent = False
+        self._tell_timer: asyncio.TimerHandle | None = None
         self._in_process = 0
         self._slots: deque[_Slot] = deque()  # of this run, not used
+        self._asked = 0  # slots that the exchange under way has asked for
         self._other_slots: deque[float] = deque()
         self._acquired: deque[_Slot] = deque()  # those whose intents are being recorded
         self._slot_of: dict[float, _Slot] = {}  # by send time
@@ -117,9 +120,9 @@ class SharedRateLimiter:
         """Exchange slots and events with the other runs, forever."""
         while True:
             await self._needs_exchange.wait()
-            self._needs_exchange.clear()
             if not self._is_urgent:
                 await asyncio.sleep(MIN_INTERVAL_S)
+            self._needs_exchange.clear()
             await self._exchange()
 
     def restart(self) -> None:
@@ -129,8 +132,12 @@ class SharedRateLimiter:
 
     async def _exchange(self) -> None:
         self._is_urgent = False
+        if self._tell_timer:
+            self._tell_timer.cancel()
+            self._tell_timer = None
         pending, self._pending = self._pending, []
         wants = self._missing_slots(), max(0, self._waiting_others - len(self._other_slots))
+        self._asked = wants[0]
         in_process = self._in_process
         self._view = msgspec.structs.replace(self._view, paused_until_s=self._paused_until_s)
         self._held_until_s = -math.inf
@@ -142,6 +149,7 @@ class SharedRateLimiter:
         )
         self._log, self._view, self._offset_s = exchanged.log, exchanged.view, exchanged.offset_s
         self._restarts += exchanged.has_restarted
+        self._asked = 0
         self._slots.extend(_Slot(slot_s, self._restarts) for slot_s in exchanged.slots)
         self._other_slots.extend(exchanged.others)
         self._give_up_slots()
@@ -181,9 +189,14 @@ class SharedRateLimiter:
     @property
     def _slots_ahead(self) -> int:
         """How many slots to take in one transaction."""
-        ahead_s = AHEAD_S if self.per_s >= self.rate.per_s else SEARCHING_AHEAD_S
+        ahead_s = SEARCHING_AHEAD_S if self._is_searching else AHEAD_S
         ahead_s = max(ahead_s, min(SLOW_AHEAD * self._ledger.record_s, MAX_AHEAD_S))
         return max(1, round(self.pace_per_s * (ahead_s + self._lead_s - LEAD_S)))
+
+    @property
+    def _is_searching(self) -> bool:
+        """Whether the gateway has a limit below the configured rate."""
+        return self.per_s < self.rate.per_s
 
     @property
     def _lead_s(self) -> float:
@@ -205,10 +218,12 @@ class SharedRateLimiter:
 
     def _tell(self, event: Event, *, urgent: bool = False) -> None:
         self._pending.append(event)
-        self._is_urgent = self._is_urgent or urgent
-        if urgent or len(self._pending) == 1:
-            loop = asyncio.get_running_loop()
-            loop.call_later(0.0 if urgent else TELL_S, self._needs_exchange.set)
+        if urgent:
+            self._is_urgent = True
+            self._needs_exchange.set()
+        elif self._tell_timer is None:
+            wait_s = SEARCHING_TELL_S if self._is_searching else TELL_S
+            self._tell_timer = asyncio.get_running_loop().call_later(wait_s, self._needs_exchange.set)
 
     # ---- as RateLimiter ----------------------------------------------------------------------------------
 
@@ -227,7 +242,7 @@ class SharedRateLimiter:
             finally:
                 self._waiting = 0
             self._acquired.append(self._slots.popleft())
-            if 2 * len(self._slots) < self._slots_ahead and self.demand():
+            if 2 * (len(self._slots) + self._asked) < self._slots_ahead and self.demand():
                 self._needs_exchange.set()
 
     async def confirm(self) -> float | None:

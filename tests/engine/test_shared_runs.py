@@ -339,6 +339,20 @@ def test_nothing_is_sent_on_a_lease_that_has_lapsed(tmp_path: Path, monkeypatch:
     assert query_ledger(tmp_path, "SELECT result FROM submissions") == [("not_sent",), ("accepted",)]
 
 
+@pytest.mark.parametrize("commit_s", [0.0, 0.004])
+def test_slots_are_exchanged_some_twenty_times_a_second(tmp_path: Path, commit_s: float) -> None:
+    """Each exchange is a transaction that the other runs wait for, so a run takes many slots in one."""
+
+    async def run() -> None:
+        async with open_engine(tmp_path, ScriptedGateway(), rate="100/s", max_in_flight=2000) as engine:
+            await engine.run(make_jobs(1000))
+
+    run_virtual(run(), lambda: commit_s)
+    ((exchanges,),) = query_ledger(tmp_path, "SELECT max(event_no) FROM rate_events")
+    submitting_s = 1000 / 100
+    assert 10 < exchanges / submitting_s < 26
+
+
 @pytest.mark.parametrize("record_s", [0.1, 0.5, 1.0])
 def test_a_slow_ledger(tmp_path: Path, record_s: float) -> None:
     """On a slow disk, jobs are submitted later, but nearly all of them at the first attempt."""
