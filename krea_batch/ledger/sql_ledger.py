@@ -23,6 +23,7 @@ from krea_batch.storage.results_rows import ResultsMark
 
 T = TypeVar("T")
 
+DELETED_RATE_EVENTS = 100  # chosen: so many are deleted together
 MAX_RATE_EVENTS = 1000  # chosen: ten seconds of several runs; a run that stalled for longer starts again
 
 
@@ -424,7 +425,8 @@ class SqlLedger(SqlQueries):
             " RETURNING event_no",
             (data,),
         )
-        self._execute("DELETE FROM rate_events WHERE event_no <= ?", (event_no - MAX_RATE_EVENTS,))
+        if event_no % DELETED_RATE_EVENTS == 0:
+            self._execute("DELETE FROM rate_events WHERE event_no <= ?", (event_no - MAX_RATE_EVENTS,))
         return int(event_no)
 
     def reserve_charges(self, count: int, max_charges: int, *, count_server_errors: bool) -> Reservation:

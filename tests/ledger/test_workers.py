@@ -113,6 +113,15 @@ def test_a_run_that_has_written_meanwhile_is_not_fenced(ledger: Ledger, other: L
     assert ledger.counts() == {State.ACCEPTED: 1}
 
 
+def test_old_rate_events_are_deleted(ledger: Ledger) -> None:
+    """Only the last thousand or so are kept, and the last one always."""
+    start_worker(ledger)
+    for _ in range(13):
+        apply_all(ledger, *(lambda ledger: ledger.add_rate_events(b"[]") for _ in range(100)))
+    event_nos = [event_no for event_no, _ in ledger.rate_events(0)]
+    assert event_nos == list(range(301, 1301))
+
+
 def test_a_live_run_is_waited_for(ledger: Ledger, other: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that needs to know whether a run is alive looks again until the run has written something."""
     start_worker(ledger)
