@@ -20,7 +20,7 @@ from krea_batch.rules.send_window import BURST_S
 from krea_batch.settings import Rate
 from krea_batch.storage.clocks import monotonic_clock
 
-LEAD = 1.5  # chosen: intents that take half as long again still do not delay their POST
+LEAD = 2.0  # chosen: intents that take twice as long as usual still do not delay their POST
 MIN_LEAD_S, MAX_LEAD_S = 0.02, 0.1  # measured: an intent is durable after 10 to 20 ms; on a slow disk after 60 ms
 MAX_UNSENT_S = 10.0  # chosen: a submit that was let through before so long is not going to be sent any more
 MAX_CONFIRM_S = 1.0  # chosen: a submit that has to wait longer gives up its intent, as after a pause
