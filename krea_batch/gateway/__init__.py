@@ -7,6 +7,7 @@ client                submits, polls and downloads
 sessions              aiohttp's sessions, and which connections a request may use
 proxies               reads the proxy from the environment
 trusted_certificates  reads from the environment which certificates are trusted
+image_urls            parses the URLs of images, and refuses those that may not be fetched
 url_policy            which URLs may be fetched, to prevent requests to private addresses (SSRF)
 address_check         whether images could be fetched, before they are paid for
 callbacks             callback URLs with unguessable tokens, and the endpoint that receives them

@@ -19,6 +19,7 @@ from yarl import URL
 
 from krea_batch.gateway import wire
 from krea_batch.gateway.address_check import find_refused_host
+from krea_batch.gateway.image_urls import parse_allowed, refused_url
 from krea_batch.gateway.proxies import Proxy, find_proxy
 from krea_batch.gateway.sessions import (
     NETWORK_ERRORS,
@@ -38,9 +39,7 @@ from krea_batch.gateway.url_policy import (
     check_networks,
     is_allowed_address,
     network_to_allow,
-    parse_verbatim,
     response_offset,
-    url_rejection_reason,
 )
 from krea_batch.rules.verdicts import NotSent, PollFailed, PollVerdict, PostVerdict
 from krea_batch.settings import ApiKey, Settings, is_loopback
@@ -231,20 +230,14 @@ class GatewayClient:
 
         The caller closes it (`async with`). Raises DownloadError.
         """
-        try:
-            parsed = parse_verbatim(url)
-        except ValueError:
-            raise _refused_url(url, "invalid URL") from None
-        rejection = url_rejection_reason(parsed, allow_loopback=self._allow_loopback, networks=self._networks)
-        if rejection:
-            raise _refused_url(url, rejection)
+        parsed = parse_allowed(url, allow_loopback=self._allow_loopback, networks=self._networks)
         headers = {"Range": f"bytes={offset}-", "If-Range": etag} if offset and etag else {}
         try:
             response = await self._request_image(parsed, headers)
         except NETWORK_ERRORS as error:
             raise DownloadError(describe_error(error)) from None
         except ValueError as error:  # yarl and aiohttp reject some URLs only when they are used
-            raise _refused_url(url, type(error).__name__) from None
+            raise refused_url(url, type(error).__name__) from None
         if response.status == 416 and headers:  # nothing follows the bytes we have, yet they are incomplete
             response.close()
             return await self.download(url)
@@ -289,10 +282,6 @@ class GatewayClient:
             advice = f"; see allow_networks ({network})" if (network := network_to_allow(host)) else ""
             raise PermissionError(errno.EACCES, f"{host} is not a public address{advice}")
         return socket.socket(family, kind, protocol)
-
-
-def _refused_url(url: str, rejection: str) -> DownloadError:
-    return DownloadError(f"refused to fetch {url[:200]!r}: {rejection}")
 
 
 def _answer(response: aiohttp.ClientResponse, received: ReceivedBody) -> wire.Answer:

@@ -17,8 +17,6 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import SplitResult
 
-from yarl import URL
-
 from krea_batch.errors import PicklableError, SettingsError
 from krea_batch.settings import IPNetwork, is_loopback
 
@@ -64,30 +62,14 @@ class DownloadError(PicklableError):
         self.retry_after_s = retry_after_s
 
 
-def parse_verbatim(url: str) -> URL:
-    """Return the URL unchanged, since it may be signed; only characters that a request line forbids are quoted.
-
-    Raises ValueError. The same parser is used for the check and the request, so that both mean the same host.
-    """
-    return URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
-
-
-def url_rejection_reason(url: URL, *, allow_loopback: bool, networks: tuple[IPNetwork, ...] = ()) -> str | None:
-    """Return why nothing may be fetched from this URL, or None if it is allowed.
-
-    `allow_loopback` is True only if the gateway itself is on this machine. `networks` are those of the settings.
-    """
-    try:
-        return _host_rejection_reason(url.scheme, url.raw_authority, allow_loopback, networks)
-    except ValueError:
-        return "invalid URL"
-
-
 @lru_cache(maxsize=64)  # The images of a run are on a few hosts.
-def _host_rejection_reason(
+def host_rejection_reason(
     scheme: str, netloc: str, allow_loopback: bool, networks: tuple[IPNetwork, ...]
 ) -> str | None:
-    """Return why nothing may be fetched from this host, or None if it is allowed. Raises ValueError."""
+    """Return why nothing may be fetched from a host, or None if it is allowed; see `image_urls.parse_allowed`.
+
+    `netloc` is the part of the URL between scheme and path. Raises ValueError if it is invalid.
+    """
     parts = SplitResult(scheme, netloc, "", "", "")
     host, _ = parts.hostname, parts.port
     if not host:

@@ -11,24 +11,23 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from krea_batch.errors import SettingsError
+from krea_batch.gateway.image_urls import parse_allowed
 from krea_batch.gateway.url_policy import (
     DownloadError,
     check_networks,
     is_allowed_address,
     network_to_allow,
-    parse_verbatim,
     response_offset,
-    url_rejection_reason,
 )
 
 
 def rejection_reason(url: str, **options: Any) -> str | None:
     """Return why nothing may be fetched from a URL as the gateway sent it; None if it is allowed."""
     try:
-        parsed = parse_verbatim(url)
-    except ValueError:
-        return "invalid URL"
-    return url_rejection_reason(parsed, **options)
+        parse_allowed(url, **options)
+    except DownloadError as refused:
+        return refused.reason
+    return None
 
 
 DOCUMENT_URL = (  # API document, Response (Completed)
