@@ -292,8 +292,8 @@ async def _lock(run_dir: RunDir, *, shared: bool) -> None:
 
 
 async def _connect(stack: AsyncExitStack, config: RunConfig, ledger: LedgerWriter) -> Gateway:
-    from krea_batch.gateway.address_check import hosts_of
     from krea_batch.gateway.client import GatewayClient  # Imports aiohttp, which is slow to import.
+    from krea_batch.gateway.image_urls import hosts_of
 
     assert config.key is not None  # noqa: S101 - set if there is no gateway_client
     cdn_hosts = hosts_of(await ledger.record(Ledger.latest_media_urls, MAX_KNOWN_IMAGES))

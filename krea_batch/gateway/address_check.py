@@ -50,11 +50,6 @@ class RefusedHost(msgspec.Struct, frozen=True):
         return ip_address(self.address) in network
 
 
-def hosts_of(urls: Iterable[str]) -> list[str]:
-    """Return the hosts in URLs of images, each once."""
-    return [host for host in dict.fromkeys(urlsplit(url).hostname for url in urls) if host]
-
-
 async def find_refused_host(settings: Settings, cdn_hosts: Iterable[str]) -> RefusedHost | None:
     """Return the first host from which no image could be fetched, or None.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from yarl import URL
 
 from krea_batch.gateway.url_policy import DownloadError, host_rejection_reason
@@ -26,6 +28,18 @@ def parse_allowed(url: str, *, allow_loopback: bool, networks: tuple[IPNetwork, 
 def refused_url(url: str, rejection: str) -> DownloadError:
     """Return the error for a URL from which nothing is fetched."""
     return DownloadError(f"refused to fetch {url[:200]!r}: {rejection}")
+
+
+def hosts_of(urls: Iterable[str]) -> list[str]:
+    """Return the hosts in URLs of images, each once. A URL that is invalid, or has no host, is left out."""
+    return [host for host in dict.fromkeys(map(_host, urls)) if host]
+
+
+def _host(url: str) -> str | None:
+    try:
+        return _parse(url).host
+    except ValueError:
+        return None
 
 
 def _parse(url: str) -> URL:

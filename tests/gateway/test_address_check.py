@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import pytest
 
 from krea_batch.errors import InputError, SettingsError
 from krea_batch.gateway import address_check
-from krea_batch.gateway.address_check import CDN_HOST, RefusedHost, find_refused_host, hosts_of
+from krea_batch.gateway.address_check import CDN_HOST, RefusedHost, find_refused_host
+from krea_batch.gateway.image_urls import hosts_of
 from krea_batch.settings import GATEWAY_URL, Settings
 from tests.certificates import make_certificate
 from tests.processes import PROCESS_TIMEOUT_S, clean_environment, result_rows, write_jobs
@@ -151,11 +154,9 @@ class TestNoAnswer:
 
 
 def test_hosts_of_urls() -> None:
-    """The hosts of URLs are found once each; a URL without a host has none."""
-    assert hosts_of(["https://a.test/1.png", "https://a.test:8443/2.png", "nothing", "https://b.test/"]) == [
-        "a.test",
-        "b.test",
-    ]
+    """The hosts of URLs are found once each; a URL that is invalid, or has no host, has none."""
+    urls = ["https://a.test/1.png", "https://a.test:8443/2.png", "nothing", "https://[::1/a.png", "https://b.test/"]
+    assert hosts_of(urls) == ["a.test", "b.test"]
 
 
 # ---- through the command ---------------------------------------------------------------------------------
@@ -247,5 +248,20 @@ class TestCommand:
         allowed = self.call(tmp_path, gateway, "doctor", "--allow-network", "198.18.0.0/15", names=names)
         assert "fail" not in allowed.stdout
         done = self.call(tmp_path, gateway, *run, "--allow-network", "198.18.0.0/15", names=names)
+        assert done.returncode == 0, done.stderr
+        assert len(gateway.prompts) == 4
+
+    def test_an_invalid_url_of_an_earlier_image(self, tmp_path: Path, gateway: SurplusGateway) -> None:
+        """A run whose ledger has a URL that cannot be parsed, of an image that was not fetched, goes on."""
+        run = ("run", "jobs.jsonl", "--poll-interval", "0.1")
+        names = {"gateway.test": PUBLIC, "cdn.test": "93.184.216.35"}
+        assert self.call(tmp_path, gateway, *run, names=names).returncode == 0
+        with closing(sqlite3.connect(tmp_path / "out" / "ledger.db")) as ledger, ledger:
+            ledger.execute("UPDATE jobs SET media = replace(media, 'https://cdn.test', 'https://[::1')")
+        with (tmp_path / "jobs.jsonl").open("a") as file:
+            file.write('{"prompt": "one more"}\n')
+        found = self.call(tmp_path, gateway, "doctor", names=names)
+        assert found.returncode == 0, found.stderr
+        done = self.call(tmp_path, gateway, *run, names=names)
         assert done.returncode == 0, done.stderr
         assert len(gateway.prompts) == 4

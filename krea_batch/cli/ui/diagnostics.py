@@ -27,8 +27,9 @@ from krea_batch.cli.ui.error_messages import error_text, option_of
 from krea_batch.cli.ui.formatting import format_bytes, pluralize
 from krea_batch.engine.open_run import MAX_KNOWN_IMAGES
 from krea_batch.errors import InputError, LedgerError, RunDirError, SettingsError
-from krea_batch.gateway.address_check import find_refused_host, hosts_of
+from krea_batch.gateway.address_check import find_refused_host
 from krea_batch.gateway.health import Unreachable, fetch_server_date, gateway_proxy
+from krea_batch.gateway.image_urls import hosts_of
 from krea_batch.gateway.proxies import Proxy
 from krea_batch.gateway.trusted_certificates import find_bundle, open_context, system_paths
 from krea_batch.gateway.url_policy import check_networks
