@@ -14,13 +14,12 @@ from krea_batch.storage.image_file import ImageError, ImageFile
 from krea_batch.storage.local_writer import GROUP_INTERVAL_S, MAX_GROUP_IMAGES, MAX_GROUPS, LocalImageWriter
 from krea_batch.testing import make_png, run_virtual
 
-SYNC_LATENCY_S = 0.1
-
 
 class SlowDisk:
-    """Replaces `DiskThreads`: each group takes `SYNC_LATENCY_S`, and the sizes of groups are recorded."""
+    """Replaces `DiskThreads`: each group takes `sync_s`, and the sizes of groups are recorded."""
 
-    def __init__(self) -> None:
+    def __init__(self, sync_s: float = 0.1) -> None:
+        self.sync_s = sync_s
         self.groups: list[int] = []
         self.concurrent = 0
         self.max_concurrent = 0
@@ -32,7 +31,7 @@ class SlowDisk:
         self.groups.append(len(group))
         self.concurrent += 1
         self.max_concurrent = max(self.max_concurrent, self.concurrent)
-        await asyncio.sleep(SYNC_LATENCY_S)
+        await asyncio.sleep(self.sync_s)
         self.concurrent -= 1
         return work(group)
 
@@ -65,12 +64,9 @@ def test_a_single_image_is_not_delayed(out: Path) -> None:
 
 
 @pytest.mark.parametrize(("downloads", "duration_s"), [(1000, GROUP_INTERVAL_S), (2, 0.0)])
-def test_images_that_follow_soon_share_a_group(
-    out: Path, monkeypatch: pytest.MonkeyPatch, downloads: int, duration_s: float
-) -> None:
+def test_images_that_follow_soon_share_a_group(out: Path, downloads: int, duration_s: float) -> None:
     """On a fast disk, images wait for others, unless every download already waits for an image to be stored."""
-    monkeypatch.setattr("tests.storage.test_local_writer.SYNC_LATENCY_S", 0.0)
-    disk = SlowDisk()
+    disk = SlowDisk(0.0)
 
     async def main() -> float:
         loop = asyncio.get_running_loop()
