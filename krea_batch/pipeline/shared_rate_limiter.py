@@ -1,8 +1,8 @@
 """When the next POST may be sent, if several runs share a directory: one rate for all of them, kept in the ledger.
 
-Each run takes slots for the jobs that it has to submit, a tenth of a second ahead, and tells the others what the
-gateway has answered; `rules.rate_log` has what they agree on. Slots are exchanged in transactions of their own, so
-that every run applies the same events in the same order.
+Each run takes slots for the jobs that it has to submit, a tenth of a second ahead, and publishes what the gateway has
+answered; `rules.rate_log` has what the runs agree on. Slots are exchanged in transactions of their own, so that every
+run applies the same events in the same order.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ AHEAD_S = 0.1  # chosen: slots for so long are taken together: twenty transactio
 MAX_AHEAD_S = 0.25  # chosen: a delay is known before the slot of a second later is taken
 SLOW_AHEAD = 2.0  # measured: of the time that a commit takes; the other half of the slots lasts until it has ended
 SEARCHING_AHEAD_S = 0.05  # measured: while a limit is searched, a third fewer submits are refused
-TELL_S = 0.08  # chosen: for so long, answers wait to be told to the other runs; most are told when slots are taken
-SEARCHING_TELL_S = 0.02  # chosen: while a limit is searched, answers decide what the other runs submit
-IDLE_S = 0.25  # chosen: how often a run that has something to tell, or waits for a slot, asks
+PUBLISH_DELAY_S = 0.08  # chosen: how long an event waits at most; usually, slots are taken before
+SEARCHING_PUBLISH_DELAY_S = 0.02  # chosen: while a limit is searched, answers decide what the other runs submit
+IDLE_S = 0.25  # chosen: how often a run that waits for a slot asks for one
 MIN_INTERVAL_S = 0.02  # chosen: transactions of one run are not closer, so that others get their turn
 LEAD_S = 0.03  # chosen: intents are recorded so long before their slot, or as long before it as a record takes
 MAX_LEAD_S = 0.1  # measured: a slot that is used late makes the slot of a second later late as well
@@ -95,9 +95,9 @@ class SharedRateLimiter:
         first = RateLog(rate.per_s, discover=rate.is_auto)
         self._view: RateView = first.view(0.0)
         self._held_until_s = -math.inf  # a pause that the other runs, and so the view, do not know yet
-        self._pending: list[Event] = []  # to tell the other runs
+        self._pending: list[Event] = []  # not published to the other runs yet
         self._is_urgent = False
-        self._tell_timer: asyncio.TimerHandle | None = None
+        self._publish_timer: asyncio.TimerHandle | None = None
         self._in_process = 0
         self._slots: deque[_Slot] = deque()  # of this run, not used
         self._asked = 0  # slots that the exchange under way has asked for
@@ -126,15 +126,15 @@ class SharedRateLimiter:
             await self._exchange()
 
     def restart(self) -> None:
-        """Let all runs start again, since one of them has ended without telling what became of its slots."""
+        """Let all runs start again, since one of them has ended without publishing what became of its slots."""
         self._must_restart = True
         self._needs_exchange.set()
 
     async def _exchange(self) -> None:
         self._is_urgent = False
-        if self._tell_timer:
-            self._tell_timer.cancel()
-            self._tell_timer = None
+        if self._publish_timer:
+            self._publish_timer.cancel()
+            self._publish_timer = None
         pending, self._pending = self._pending, []
         wants = self._missing_slots(), max(0, self._waiting_others - len(self._other_slots))
         self._asked = wants[0]
@@ -214,16 +214,16 @@ class SharedRateLimiter:
             self._give_back(self._slots.popleft())
 
     def _give_back(self, slot: _Slot) -> None:
-        self._tell(Unused(slot.at_s))
+        self._publish(Unused(slot.at_s))
 
-    def _tell(self, event: Event, *, urgent: bool = False) -> None:
+    def _publish(self, event: Event, *, urgent: bool = False) -> None:
         self._pending.append(event)
         if urgent:
             self._is_urgent = True
             self._needs_exchange.set()
-        elif self._tell_timer is None:
-            wait_s = SEARCHING_TELL_S if self._is_searching else TELL_S
-            self._tell_timer = asyncio.get_running_loop().call_later(wait_s, self._needs_exchange.set)
+        elif self._publish_timer is None:
+            wait_s = SEARCHING_PUBLISH_DELAY_S if self._is_searching else PUBLISH_DELAY_S
+            self._publish_timer = asyncio.get_running_loop().call_later(wait_s, self._needs_exchange.set)
 
     # ---- as RateLimiter ----------------------------------------------------------------------------------
 
@@ -256,7 +256,7 @@ class SharedRateLimiter:
                 self._give_back(slot)
                 return None
             if late_s > REPORTED_LATE_S:
-                self._tell(Late(slot.at_s, late_s))
+                self._publish(Late(slot.at_s, late_s))
             while now_s in self._slot_of:
                 now_s = math.nextafter(now_s, math.inf)
             self._slot_of[now_s] = slot
@@ -284,12 +284,12 @@ class SharedRateLimiter:
     def on_job_resumed(self) -> None:
         """Count a job in process that an earlier run submitted."""
         self._in_process += 1
-        self._tell(JobsResumed(1))
+        self._publish(JobsResumed(1))
 
     def on_job_ended(self) -> None:
         """Record that a job is not in process any more."""
         self._in_process -= 1
-        self._tell(JobsEnded(1))
+        self._publish(JobsEnded(1))
 
     def _shared_s(self) -> float:
         """Return the instant of the shared clock."""
@@ -318,7 +318,7 @@ class SharedRateLimiter:
         """Give back what this run has not used, and its jobs in process: another run may take them over."""
         while self._slots:
             self._give_back(self._slots.popleft())
-        self._tell(JobsEnded(self._in_process))
+        self._publish(JobsEnded(self._in_process))
         self._in_process = 0
         await self._exchange()
 
@@ -349,7 +349,7 @@ class SharedRateLimiter:
     def pause(self, now_s: float, wait_s: float) -> None:
         """Pause all submits for `wait_s` seconds, without a change of the rate."""
         self._hold(now_s + wait_s)
-        self._tell(Paused(now_s + self._offset_s, wait_s), urgent=True)
+        self._publish(Paused(now_s + self._offset_s, wait_s), urgent=True)
 
     def on_response(self, sent_s: float, now_s: float, *, accepted: bool = True) -> None:
         """Record an answer, other than 429, to a submit sent at `sent_s`."""
@@ -357,9 +357,9 @@ class SharedRateLimiter:
         if accepted:
             self._in_process += 1
         if slot.restarts == self._restarts:
-            self._tell(Answered(slot.at_s, slot.at_s + now_s - sent_s, accepted))
+            self._publish(Answered(slot.at_s, slot.at_s + now_s - sent_s, accepted))
         elif accepted:
-            self._tell(JobsResumed(1))
+            self._publish(JobsResumed(1))
 
     def on_not_sent(self, sent_s: float) -> None:
         """Record that a submit was not sent after all."""
@@ -369,10 +369,10 @@ class SharedRateLimiter:
         """Record a 429 for a submit sent at `sent_s`, or for another request, and pause all submits."""
         slot = self._slot_of.pop(sent_s, _Slot(sent_s + self._offset_s, self._restarts))
         self._hold(now_s + (retry_after_s or MIN_INTERVAL_S))
-        self._tell(RateLimited(slot.at_s, now_s + self._offset_s, retry_after_s), urgent=True)
+        self._publish(RateLimited(slot.at_s, now_s + self._offset_s, retry_after_s), urgent=True)
 
     def _hold(self, until_s: float) -> None:
-        """Let this run send nothing until then, although the other runs have not been told yet."""
+        """Let this run send nothing until then, although the other runs do not know of it yet."""
         self._held_until_s = max(self._held_until_s, until_s + self._offset_s)
         self._give_up_slots()
 
